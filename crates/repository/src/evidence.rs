@@ -1,0 +1,341 @@
+//! Evidence of drills, and the hash chain over all of it.
+//!
+//! Invariants: a file of evidence is written once; a link names the SHA-256 of the link before it, and of the
+//! manifest of the drill it stands for, so that evidence that was changed, removed or put in later shows.
+//! Links are plain JSON, sealed: whoever can open them can repeat the hashes with common tools.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use diagnostic::{Error, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::container::Kind;
+use crate::names::parse_counter;
+use crate::repository::ClusterRepository;
+use crate::store::{Put, check_name};
+use crate::verify::Finding;
+
+/// The longest name of a drill, in bytes.
+const DRILL_BYTES_MAX: usize = 100;
+/// Other drills that may be faster when a link is appended.
+const APPENDS_TRIED: u32 = 1000;
+
+/// One link of the chain over all evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainLink {
+    version: u32,
+    /// From 1, without gaps.
+    pub number: u32,
+    /// SHA-256 of the bytes of the link before, hexadecimal; for the first one of the chain's beginning.
+    pub previous: String,
+    pub drill: String,
+    /// SHA-256 of the drill's manifest, hexadecimal.
+    pub manifest: String,
+    pub at: Timestamp,
+}
+
+/// What looking at the chain found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ChainResult {
+    pub links: u32,
+    /// What is wrong, nothing if the chain is whole.
+    pub findings: Vec<Finding>,
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    crate::hex::encode(digest(&SHA256, bytes).as_ref())
+}
+
+impl ClusterRepository {
+    fn evidence_name(&self, drill: &str, file: &str) -> Result<String> {
+        let name = format!("{}{drill}/{file}", self.names().evidence());
+        let plain = !drill.contains('/') && !drill.is_empty() && drill.len() <= DRILL_BYTES_MAX;
+        if plain && check_name(&name).is_ok() {
+            return Ok(name);
+        }
+        Err(Error::new(
+            "evidence-name",
+            format!(
+                "\"{}/{}\" cannot name evidence",
+                drill.escape_default(),
+                file.escape_default()
+            ),
+        ))
+    }
+
+    /// Keeps a file of a drill's evidence; writing it again with the same content is fine. Errors:
+    /// `evidence-exists`, `evidence-name`.
+    pub fn put_evidence(&self, drill: &str, file: &str, bytes: &[u8]) -> Result<()> {
+        let name = self.evidence_name(drill, file)?;
+        if self.put_small(Kind::Evidence, &name, bytes)? == Put::Created
+            || self.get_small(Kind::Evidence, &name)?.as_deref() == Some(bytes)
+        {
+            return Ok(());
+        }
+        Err(Error::new(
+            "evidence-exists",
+            format!("drill {drill} has a file \"{file}\" already, with other content"),
+        )
+        .detail("Evidence is never changed."))
+    }
+
+    pub fn get_evidence(&self, drill: &str, file: &str) -> Result<Option<Vec<u8>>> {
+        self.get_small(Kind::Evidence, &self.evidence_name(drill, file)?)
+    }
+
+    /// The drills that have evidence, sorted.
+    pub fn list_drills(&self) -> Result<Vec<String>> {
+        self.store().list_folders(&self.names().evidence())
+    }
+
+    /// The files of a drill's evidence, sorted.
+    pub fn list_evidence(&self, drill: &str) -> Result<Vec<String>> {
+        let prefix = self.evidence_name(drill, "x")?;
+        let prefix = prefix.strip_suffix('x').unwrap_or(&prefix);
+        let objects = self.store().list(prefix)?;
+        Ok(objects
+            .iter()
+            .filter_map(|object| Some(object.name.strip_prefix(prefix)?.to_string()))
+            .collect())
+    }
+
+    fn link_name(&self, number: u32) -> String {
+        format!("{}{number:08}", self.names().evidence_chain())
+    }
+
+    /// What the first link names as its predecessor: SHA-256 of `pgproof evidence chain v1`, the repository's
+    /// identifier and the cluster's name.
+    fn chain_beginning(&self) -> String {
+        let mut bytes = b"pgproof evidence chain v1".to_vec();
+        bytes.extend_from_slice(self.repository().id_bytes());
+        bytes.extend_from_slice(self.name().as_bytes());
+        sha256(&bytes)
+    }
+
+    /// Appends to the hash chain. `manifest` is the SHA-256 of the drill's manifest.
+    pub fn append_link(&self, drill: &str, manifest: [u8; 32], now: Timestamp) -> Result<ChainLink> {
+        self.evidence_name(drill, "x")?;
+        for _ in 0..APPENDS_TRIED {
+            let newest = self.newest_numbered(&self.names().evidence_chain())?;
+            let (number, previous) = match newest {
+                None => (1, self.chain_beginning()),
+                Some((number, name)) => {
+                    let link = self
+                        .get_small(Kind::Statement, &name)?
+                        .ok_or_else(|| missing_link(&name))?;
+                    (number.saturating_add(1), sha256(&link))
+                }
+            };
+            let manifest = crate::hex::encode(&manifest);
+            let link = ChainLink {
+                version: 1,
+                number,
+                previous,
+                drill: drill.to_string(),
+                manifest,
+                at: now,
+            };
+            // Two drills may end at once; the one that comes second appends to the first.
+            if self.put_statement(Kind::Statement, &self.link_name(number), &link)? == Put::Created {
+                return Ok(link);
+            }
+        }
+        Err(
+            Error::new("evidence-chain", "the chain of evidence could not be appended to")
+                .detail("Other drills were faster each time.")
+                .hint("Run the command again."),
+        )
+    }
+
+    /// All links, oldest first. Errors as for any object; [`verify_chain`](Self::verify_chain) tells what is
+    /// wrong.
+    pub fn links(&self) -> Result<Vec<ChainLink>> {
+        let mut links = Vec::new();
+        for (_, name) in self.link_objects()? {
+            links.push(
+                self.get_statement(Kind::Statement, &name)?
+                    .ok_or_else(|| missing_link(&name))?,
+            );
+        }
+        Ok(links)
+    }
+
+    fn link_objects(&self) -> Result<Vec<(u32, String)>> {
+        let prefix = self.names().evidence_chain();
+        let objects = self.store().list(&prefix)?;
+        Ok(objects
+            .into_iter()
+            .filter_map(|object| Some((parse_counter(object.name.strip_prefix(&prefix)?)?, object.name)))
+            .collect())
+    }
+
+    /// Repeats every hash of the chain. That a drill's evidence still has the manifest that its link names is
+    /// for the caller to compare, who knows which file that is.
+    pub fn verify_chain(&self) -> Result<ChainResult> {
+        let mut findings = Vec::new();
+        let mut expected = Some(self.chain_beginning());
+        let mut next = 1;
+        for (number, name) in self.link_objects()? {
+            let mut bad = |detail: String| {
+                findings.push(Finding {
+                    code: "evidence-chain".into(),
+                    object: name.clone(),
+                    detail,
+                    affects: vec![format!("evidence from link {number} on")],
+                });
+            };
+            if number != next {
+                bad(format!("Link {next} is missing."));
+                expected = None;
+            }
+            next = number.saturating_add(1);
+            let plain = match self.get_small(Kind::Statement, &name) {
+                Ok(Some(plain)) => plain,
+                Ok(None) => {
+                    bad("It was removed while it was looked at.".into());
+                    expected = None;
+                    continue;
+                }
+                Err(error) if matches!(error.code(), "object-damaged" | "repository-format") => {
+                    bad(error.detail_text().unwrap_or(error.message()).to_string());
+                    expected = None;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            match serde_json::from_slice::<ChainLink>(&plain) {
+                Ok(link) => {
+                    if link.number != number {
+                        bad(format!("It says that it is link {}.", link.number));
+                    }
+                    if expected
+                        .as_ref()
+                        .is_some_and(|expected| *expected != link.previous)
+                    {
+                        bad("It does not follow from the link before it.".into());
+                    }
+                }
+                Err(error) => bad(format!("It cannot be understood: {error}.")),
+            }
+            expected = Some(sha256(&plain));
+        }
+        Ok(ChainResult {
+            links: next - 1,
+            findings,
+        })
+    }
+}
+
+fn missing_link(name: &str) -> Error {
+    Error::new(
+        "object-missing",
+        format!("object \"{name}\" is not in the repository"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::tests::{now, repository};
+
+    #[test]
+    fn evidence_is_written_once() {
+        let (_directory, _key, repository) = repository();
+        let cluster = repository.cluster("main").unwrap();
+        cluster
+            .put_evidence("20260815T020003Z-quarterly", "facts.json", b"{}")
+            .unwrap();
+        cluster
+            .put_evidence("20260815T020003Z-quarterly", "facts.json", b"{}")
+            .unwrap();
+        cluster
+            .put_evidence("20260815T020003Z-quarterly", "logs/server.log", b"")
+            .unwrap();
+        let error = cluster
+            .put_evidence("20260815T020003Z-quarterly", "facts.json", b"{ }")
+            .unwrap_err();
+        assert_eq!(error.code(), "evidence-exists");
+        assert_eq!(cluster.list_drills().unwrap(), ["20260815T020003Z-quarterly"]);
+        assert_eq!(
+            cluster.list_evidence("20260815T020003Z-quarterly").unwrap(),
+            ["facts.json", "logs/server.log"]
+        );
+        assert_eq!(
+            cluster
+                .get_evidence("20260815T020003Z-quarterly", "facts.json")
+                .unwrap()
+                .unwrap(),
+            b"{}"
+        );
+        assert_eq!(cluster.get_evidence("none", "facts.json").unwrap(), None);
+        for (drill, file) in [("", "x"), ("a/b", "x"), ("..", "x"), ("a", "../x"), ("a", "")] {
+            assert_eq!(
+                cluster.put_evidence(drill, file, b"").unwrap_err().code(),
+                "evidence-name"
+            );
+        }
+    }
+
+    #[test]
+    fn a_chain_shows_what_was_removed_changed_or_put_in() {
+        let (_directory, _key, repository) = repository();
+        let cluster = repository.cluster("main").unwrap();
+        assert_eq!(cluster.verify_chain().unwrap().links, 0);
+        for drill in 1..=5u8 {
+            let link = cluster
+                .append_link(&format!("drill-{drill}"), [drill; 32], now())
+                .unwrap();
+            assert_eq!(link.number, u32::from(drill));
+        }
+        let whole = cluster.verify_chain().unwrap();
+        assert_eq!((whole.links, whole.findings), (5, vec![]));
+        assert_eq!(cluster.links().unwrap()[4].drill, "drill-5");
+
+        let name = cluster.link_name(3);
+        let third = cluster.store().read(&name).unwrap().unwrap();
+        cluster.store().delete(&name).unwrap();
+        assert!(
+            cluster.verify_chain().unwrap().findings[0]
+                .detail
+                .contains("Link 3 is missing")
+        );
+
+        // Somebody with the keys writes another third link.
+        let forged = ChainLink {
+            drill: "other".into(),
+            ..cluster.links().unwrap()[1].clone()
+        };
+        cluster
+            .put_statement(Kind::Statement, &name, &ChainLink { number: 3, ..forged })
+            .unwrap();
+        assert_eq!(cluster.verify_chain().unwrap().findings.len(), 2);
+
+        cluster.store().delete(&name).unwrap();
+        let mut damaged = third.clone();
+        damaged[140] ^= 1;
+        cluster.store().put_new(&name, &damaged).unwrap();
+        assert_eq!(cluster.verify_chain().unwrap().findings.len(), 1);
+
+        cluster.store().delete(&name).unwrap();
+        cluster.store().put_new(&name, &third).unwrap();
+        assert!(cluster.verify_chain().unwrap().findings.is_empty());
+    }
+
+    #[test]
+    fn drills_that_end_at_once_all_get_a_link() {
+        let (_directory, _key, repository) = repository();
+        let cluster = repository.cluster("main").unwrap();
+        std::thread::scope(|scope| {
+            for drill in 0..6u8 {
+                let cluster = cluster.clone();
+                scope.spawn(move || {
+                    cluster
+                        .append_link(&format!("drill-{drill}"), [drill; 32], now())
+                        .unwrap()
+                });
+            }
+        });
+        let result = cluster.verify_chain().unwrap();
+        assert_eq!((result.links, result.findings), (6, vec![]));
+    }
+}

@@ -1,0 +1,232 @@
+//! Objects that hold one run of bytes, cut into frames of 128 KiB: WAL segments and the files beside them.
+//!
+//! Invariants: the object's name ends in the digest of the plain bytes, which is compared once all were read;
+//! frames are compressed by two threads at once where there is enough to do, and stand in order all the same.
+
+use std::io::Write;
+use std::sync::Mutex;
+
+use diagnostic::{Error, Result};
+
+use crate::container::{Container, ContainerWriter, Finished, FrameEntry, Kind, Method, damaged};
+use crate::map::FRAME_BYTES;
+use crate::nodes::lock;
+use crate::repository::ClusterRepository;
+use crate::seal::{Coder, Decoder, ObjectKeys, stored_bytes_max};
+
+/// Two threads work on this much at a time: it bounds the memory for large segments.
+const WINDOW_BYTES: usize = 16 << 20;
+/// Less than this is not worth a thread.
+const PARALLEL_BYTES_MIN: usize = 1 << 20;
+/// Objects up to this size are read with one request.
+const WHOLE_BYTES_MAX: u64 = 20 << 20;
+
+/// Writes the object. `body` makes the footer's body; another thread calls it while this one compresses, and
+/// helps then. Nothing is created if it fails.
+pub(crate) fn put_framed<B: Send>(
+    cluster: &ClusterRepository,
+    kind: Kind,
+    method: Method,
+    name: &str,
+    bytes: &[u8],
+    body: impl FnOnce() -> Result<(Vec<u8>, B)> + Send,
+) -> Result<(Finished, B)> {
+    let mut coder = Coder::new()?;
+    let mut writer = ContainerWriter::create(&**cluster.store(), cluster.keychain(), kind, method, name)?;
+    let parallel = std::thread::available_parallelism().is_ok_and(|threads| threads.get() > 1);
+    if !parallel || bytes.len() < PARALLEL_BYTES_MIN {
+        let (body, more) = body()?;
+        for frame in bytes.chunks(FRAME_BYTES) {
+            writer.frame(&mut coder, frame)?;
+        }
+        return Ok((writer.finish(&mut coder, body)?, more));
+    }
+    let mut body = Some(body);
+    let mut made = None;
+    for window in bytes.chunks(WINDOW_BYTES) {
+        let first = u64::from(writer.frame_count());
+        let (keys, writing) = writer.split();
+        let stretch = Stretch::new(window.len().div_ceil(FRAME_BYTES));
+        let frame = |at: usize| {
+            window
+                .get(at * FRAME_BYTES..window.len().min((at + 1) * FRAME_BYTES))
+                .unwrap_or_default()
+        };
+        let (here, there) = std::thread::scope(|scope| {
+            // The other thread works from the end to the middle, so that its frames can be appended when all
+            // are done.
+            let other = scope.spawn(|| {
+                let made = body.take().map(|body| body()).transpose();
+                if made.is_err() {
+                    stretch.stop();
+                }
+                let mut coder = Coder::new()?;
+                let mut sealed = Vec::new();
+                while let Some(at) = stretch.last() {
+                    sealed.push(seal(&mut coder, keys, first + at as u64, frame(at))?);
+                }
+                made.map(|made| (made, sealed))
+            });
+            let mut here = || -> Result<()> {
+                while let Some(at) = stretch.first() {
+                    writing.frame(keys, &mut coder, frame(at))?;
+                }
+                Ok(())
+            };
+            let here = here();
+            if here.is_err() {
+                stretch.stop();
+            }
+            (
+                here,
+                other.join().unwrap_or_else(|_| {
+                    Err(Error::new(
+                        "internal",
+                        "a thread that compresses WAL ended by a panic",
+                    ))
+                }),
+            )
+        });
+        here?;
+        let (now_made, sealed) = there?;
+        made = made.or(now_made);
+        for (stored, entry) in sealed.into_iter().rev() {
+            writer.sealed(&stored, &[entry])?;
+        }
+    }
+    match made {
+        Some((body, more)) => Ok((writer.finish(&mut coder, body)?, more)),
+        None => Err(Error::new(
+            "internal",
+            format!("the footer of object \"{name}\" was not made"),
+        )),
+    }
+}
+
+/// Frames that two threads take from both ends.
+struct Stretch(Mutex<(usize, usize)>);
+
+impl Stretch {
+    fn new(frames: usize) -> Self {
+        Stretch(Mutex::new((0, frames)))
+    }
+
+    fn first(&self) -> Option<usize> {
+        let mut rest = lock(&self.0);
+        (rest.0 < rest.1).then(|| {
+            rest.0 += 1;
+            rest.0 - 1
+        })
+    }
+
+    fn last(&self) -> Option<usize> {
+        let mut rest = lock(&self.0);
+        (rest.0 < rest.1).then(|| {
+            rest.1 -= 1;
+            rest.1
+        })
+    }
+
+    fn stop(&self) {
+        let mut rest = lock(&self.0);
+        rest.1 = rest.0;
+    }
+}
+
+fn seal(coder: &mut Coder, keys: &ObjectKeys, frame: u64, plain: &[u8]) -> Result<(Vec<u8>, FrameEntry)> {
+    let mut stored = vec![0; stored_bytes_max(plain.len())];
+    let length = coder.seal(keys, frame, plain, &mut stored)?;
+    stored.truncate(length);
+    stored.shrink_to_fit();
+    let crc32c = crc32c::crc32c(&stored);
+    let entry = FrameEntry {
+        stored_length: length as u32,
+        plain_length: plain.len() as u32,
+        crc32c,
+    };
+    Ok((stored, entry))
+}
+
+/// Gives the object's plain bytes to `to`, piece by piece, each verified; then compares the digest of the
+/// whole with the one in the object's name. Returns how many there were.
+pub(crate) fn read_framed(
+    cluster: &ClusterRepository,
+    kind: Kind,
+    name: &str,
+    stored_bytes: u64,
+    to: &mut dyn Write,
+) -> Result<u64> {
+    let store = &**cluster.store();
+    let mut decoder = Decoder::new()?;
+    let mut whole = None;
+    let container = if stored_bytes <= WHOLE_BYTES_MAX {
+        let object = store.read(name)?.ok_or_else(|| {
+            Error::new(
+                "object-missing",
+                format!("object \"{name}\" is not in the repository"),
+            )
+        })?;
+        let container = Container::from_bytes(cluster.keychain(), kind, name, &object, &mut decoder)?;
+        whole = Some(object);
+        container
+    } else {
+        Container::open(
+            store,
+            cluster.keychain(),
+            kind,
+            name,
+            Some(stored_bytes),
+            &mut decoder,
+        )?
+    };
+    let mut hasher = cluster.identity().hasher();
+    let mut plain = Vec::new();
+    let mut length = 0;
+    let mut fetched = Vec::new();
+    let mut frame = 0;
+    while frame < container.frames.len() {
+        // As many frames as one range request should bring.
+        let (start, mut bytes) = container
+            .range(frame)
+            .map(|(start, length)| (start, u64::from(length)))?;
+        let mut end = frame + 1;
+        while let Some(entry) = container.frames.get(end)
+            && (whole.is_some() || bytes + u64::from(entry.stored_length) <= store.range_bytes() as u64)
+        {
+            bytes += u64::from(entry.stored_length);
+            end += 1;
+        }
+        let mut rest: &mut [u8] = match &mut whole {
+            Some(object) => object.get_mut(start as usize..).unwrap_or_default(),
+            None => {
+                fetched.resize(bytes as usize, 0);
+                store.read_range_into(name, start, &mut fetched)?;
+                &mut fetched
+            }
+        };
+        for at in frame..end {
+            let Some(entry) = container.frames.get(at).copied() else {
+                break;
+            };
+            let (stored, after) = std::mem::take(&mut rest)
+                .split_at_mut_checked(entry.stored_length as usize)
+                .ok_or_else(|| damaged(name, "it is cut short"))?;
+            rest = after;
+            container.open_frame(&mut decoder, at as u32, entry, stored, FRAME_BYTES, &mut plain)?;
+            hasher.update(&plain);
+            length += plain.len() as u64;
+            to.write_all(&plain).map_err(|error| {
+                Error::io(
+                    "file-write",
+                    format!("cannot write what object \"{name}\" holds"),
+                    &error,
+                )
+            })?;
+        }
+        frame = end;
+    }
+    if !name.ends_with(&format!(".{}", crate::hex::encode(hasher.finish().as_slice()))) {
+        return Err(damaged(name, "its content has another digest than its name says"));
+    }
+    Ok(length)
+}
