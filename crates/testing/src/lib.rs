@@ -1,0 +1,14 @@
+//! For tests only: throw-away PostgreSQL clusters, a load on them, and digests of their rows.
+//!
+//! Invariants: a test cluster lives in a folder of its own under `/tmp`, speaks over a private socket only,
+//! never runs as root (as root it runs as the account `postgres`), and is stopped and removed when it is
+//! dropped. A test that needs PostgreSQL where there is none says so on standard error and passes, unless
+//! the variable `PGPROOF_REQUIRE_POSTGRES=1` makes that a failure.
+
+mod digest;
+mod test_cluster;
+mod workload;
+
+pub use digest::row_digest;
+pub use test_cluster::{Scratch, TestCluster, TestOptions, account, client_program, programs_or_skip};
+pub use workload::{Workload, WorkloadStatistics};
