@@ -1,0 +1,21 @@
+//! From a cluster into the repository: base backups, WAL segments, and what the live WAL says that is not archived yet.
+//!
+//! Invariants of the room: a backup's record exists only when every block that it names and all WAL from its start to
+//! its stop are durable in the same copy; a WAL file is acknowledged only when it is durable in as many copies as the
+//! policy says; nothing that is already safe is read or stored again for nothing; nothing in PostgreSQL's data
+//! directory is ever written, locked or evicted from the cache that production uses.
+//!
+//! Clock, configuration and environment are the caller's: they come in as arguments.
+
+pub mod base;
+pub mod live_wal;
+pub mod wal_push;
+
+mod history_file;
+mod previous_tail;
+
+pub use base::{
+    BackupResult, BaseBackupOptions, DamagedPage, Finding, Plan, PlanOptions, Progress, ProgressState, Stage,
+};
+pub use live_wal::{LiveTail, read_live_tail};
+pub use wal_push::{Copy, PushOptions, PushResult, RESTORED_MARKER, push};

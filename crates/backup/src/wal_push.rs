@@ -1,0 +1,330 @@
+//! Pushes one file of `pg_wal` into all configured copies: what `archive_command` runs.
+//!
+//! Invariants: nothing is acknowledged before it is durable in as many copies as the policy says; a file is stored only
+//! under the name that its content confirms, and under the system identifier of the archiver's own data directory; a
+//! second writer is refused before anything is stored anywhere; a retry of the same content succeeds and stores nothing;
+//! the same name with other content is an error, never an overwrite; from a restored directory that is not adopted
+//! nothing is archived.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use diagnostic::{Error, Result};
+use postgres::{
+    ControlFile, SegmentHeader, SegmentIndex, SegmentIndexer, SystemIdentifier, TimelineHistory, Verdict, WalFile,
+};
+use repository::{ClusterRepository, PutWal, WalFileKind, Writer};
+use serde::Serialize;
+
+use crate::previous_tail::previous_tail;
+
+/// Stands in a restored data directory until it is adopted; nothing is archived from such a directory.
+pub const RESTORED_MARKER: &str = "pgproof.restored";
+
+/// History and backup history files are a few lines.
+const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// One copy to push into.
+#[derive(Clone, Copy)]
+pub struct Copy<'a> {
+    pub name: &'a str,
+    pub repository: &'a ClusterRepository,
+}
+
+/// What to push, and on whose behalf.
+#[derive(Debug, Clone)]
+pub struct PushOptions {
+    /// The file, as the archiver gives it in `%p`: relative to the data directory, or absolute.
+    pub path: PathBuf,
+    /// The data directory the archiver belongs to.
+    pub data_directory: PathBuf,
+    /// Names this host in a claim, for example the machine id.
+    pub host_id: String,
+    /// In how many copies the file must be durable before it is acknowledged; at least 1.
+    pub acknowledge: usize,
+}
+
+/// How a push spent its time. Some of it passes at the same time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PushPhases {
+    /// Reading `pg_control` and the file.
+    pub read: Duration,
+    /// Checking the file against its name, and indexing it.
+    pub index: Duration,
+    /// Claim, digest, compression, sealing, writing, making durable.
+    pub store: Duration,
+    pub total: Duration,
+}
+
+/// What became of a push in one copy.
+#[derive(Debug, Clone)]
+pub struct CopyOutcome {
+    pub copy: String,
+    pub stored: Result<PutWal>,
+}
+
+/// An acknowledged push: the archiver may recycle the file.
+#[derive(Debug, Clone)]
+pub struct PushResult {
+    pub file: String,
+    /// In the order in which they were given. A copy that failed is in need of the file still.
+    pub copies: Vec<CopyOutcome>,
+    /// What a person should know although the push succeeded.
+    pub warnings: Vec<String>,
+    pub phases: PushPhases,
+}
+
+/// The file that is to be pushed, read and recognised.
+struct Source {
+    system: SystemIdentifier,
+    file: WalFile,
+    name: String,
+    bytes: Vec<u8>,
+    pg_wal: PathBuf,
+    wal_segment_size: u32,
+}
+
+/// Pushes the file; `Ok` means that the policy's number of copies holds it durably.
+///
+/// Errors: `wal-restored-directory`, `wal-file-name`, `wal-file-missing`, `wal-segment-name`, `wal-segment-size`,
+/// `wal-segment-system`, `wal-second-writer`, `wal-conflict`, `wal-not-acknowledged`, and those of the stores.
+pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) -> Result<PushResult> {
+    let began = Instant::now();
+    let mut phases = PushPhases::default();
+    let needed = options.acknowledge.max(1);
+    if copies.len() < needed {
+        return Err(Error::usage("wal-not-acknowledged", format!("{needed} copies must acknowledge, but there are {}", copies.len()))
+            .hint("Correct copies and acknowledge of the cluster in the configuration file."));
+    }
+    refuse_restored(&options.data_directory)?;
+    let (_, control) = cluster::read_control_file(&options.data_directory)?;
+    let source = read(options, &control)?;
+    phases.read = began.elapsed();
+
+    let mut warnings = Vec::new();
+    let indexing = Instant::now();
+    let index = match source.file {
+        WalFile::Segment { .. } => Some(index(&source, &mut warnings)?),
+        WalFile::Partial { .. } => {
+            check_header(&source)?;
+            None
+        }
+        WalFile::History { timeline } => {
+            TimelineHistory::parse(timeline, &source.bytes)?;
+            None
+        }
+        WalFile::BackupHistory { .. } => None,
+    };
+    phases.index = indexing.elapsed();
+
+    let storing = Instant::now();
+    let writer = Writer {
+        host_id: options.host_id.clone(),
+        data_directory: options.data_directory.to_string_lossy().into_owned(),
+    };
+    let outcomes = in_parallel(copies, |copy| claim(copy.repository, &source, &writer, now));
+    // A second writer is refused before anything is stored in any copy.
+    if let Some(error) = outcomes.iter().filter_map(|claim| claim.as_ref().err()).find(|e| e.code() == "wal-second-writer") {
+        return Err(error.clone());
+    }
+    let claimed: Vec<(Copy<'_>, Result<()>)> = copies.iter().copied().zip(outcomes).collect();
+    let stored = in_parallel(&claimed, |(copy, claim)| {
+        claim.clone()?;
+        store(copy.repository, &source, index.as_ref())
+    });
+    let outcomes = copies
+        .iter()
+        .zip(stored)
+        .map(|(copy, stored)| CopyOutcome { copy: copy.name.to_owned(), stored })
+        .collect::<Vec<_>>();
+    phases.store = storing.elapsed();
+    phases.total = began.elapsed();
+    acknowledge(&source.name, &outcomes, needed)?;
+    for outcome in &outcomes {
+        if let Err(error) = &outcome.stored {
+            warnings.push(format!("copy \"{}\" does not hold {}: {}", outcome.copy, source.name, error.message()));
+        }
+    }
+    Ok(PushResult { file: source.name, copies: outcomes, warnings, phases })
+}
+
+/// Hard rule 23.
+fn refuse_restored(data_directory: &Path) -> Result<()> {
+    let marker = data_directory.join(RESTORED_MARKER);
+    match marker.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("file-read", format!("cannot examine \"{}\"", marker.display()), &error)),
+        Ok(_) => Err(Error::new("wal-restored-directory", "a restored data directory may not archive")
+            .detail(format!(
+                "\"{}\" marks the directory as a restored one. WAL from it would mix with that of the cluster it is a \
+                 copy of.",
+                marker.display()
+            ))
+            .hint("To make it production, run `pgproof restore --adopt`; else set archive_mode = off.")),
+    }
+}
+
+fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
+    let path = options.data_directory.join(&options.path);
+    let size = control.wal_segment_size;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let Some(file) = WalFile::parse(&name, size) else {
+        return Err(Error::usage("wal-file-name", format!("\"{}\" is not a file that PostgreSQL archives", name.escape_debug()))
+            .detail(format!("Names are those of segments of {size} bytes, of histories, and of partial segments."))
+            .hint("In archive_command, write %p for the path."));
+    };
+    let limit = match file {
+        WalFile::Segment { .. } | WalFile::Partial { .. } => u64::from(size),
+        WalFile::History { .. } | WalFile::BackupHistory { .. } => SMALL_FILE_BYTES_MAX,
+    };
+    let bytes = read_file(&path, limit)?;
+    if matches!(file, WalFile::Segment { .. } | WalFile::Partial { .. }) && bytes.len() as u64 != limit {
+        return Err(Error::new("wal-segment-size", format!("WAL segment {name} has {} bytes instead of {limit}", bytes.len()))
+            .detail("PostgreSQL writes segments in full length; this file is not complete."));
+    }
+    let pg_wal = path.parent().unwrap_or(&options.data_directory).to_path_buf();
+    Ok(Source { system: control.system_identifier, file, name, bytes, pg_wal, wal_segment_size: size })
+}
+
+/// Reads at most `limit` bytes; a longer file is an error.
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let failed = |error: &std::io::Error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Error::new("wal-file-missing", format!("file \"{}\" does not exist", path.display()))
+        } else {
+            Error::io("file-read", format!("cannot read file \"{}\"", path.display()), error)
+        }
+    };
+    let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
+    let mut bytes = Vec::with_capacity(usize::try_from(limit).unwrap_or(0).saturating_add(1));
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::new("wal-segment-size", format!("file \"{}\" is larger than {limit} bytes", path.display())));
+    }
+    Ok(bytes)
+}
+
+/// Holds the first page against the name and against the archiver's own cluster.
+fn check_header(source: &Source) -> Result<SegmentHeader> {
+    let header = SegmentHeader::parse(&source.bytes)?;
+    if header.system_identifier != source.system {
+        return Err(Error::new("wal-segment-system", format!("WAL segment {} is of another cluster", source.name)).detail(
+            format!(
+                "Its first page has system identifier {}, the data directory's is {}.",
+                header.system_identifier, source.system
+            ),
+        ));
+    }
+    if header.segment_size != source.wal_segment_size {
+        return Err(Error::new("wal-segment-size", format!("WAL segment {} is of another segment size", source.name)));
+    }
+    if source.file.start(source.wal_segment_size) != Some(header.page_address) || header.timeline > source.file.timeline() {
+        return Err(Error::new("wal-segment-name", format!("WAL segment {} holds other WAL than its name says", source.name))
+            .detail(format!("Its first page is at {} of timeline {}.", header.page_address, header.timeline))
+            .hint("Do not copy or rename files in pg_wal. If the server itself left it so, run `pgproof check`."));
+    }
+    Ok(header)
+}
+
+/// Indexes a segment, with the record that spans its start when the segment before is still there.
+fn index(source: &Source, warnings: &mut Vec<String>) -> Result<SegmentIndex> {
+    let header = check_header(source)?;
+    let before = (header.remaining_length > 0)
+        .then(|| previous_tail(&source.pg_wal, source.file.timeline(), header.number(), source.wal_segment_size))
+        .flatten();
+    let index = SegmentIndexer::index(&source.bytes, &source.file, before.as_deref())?;
+    match &index.verdict {
+        Verdict::Good => {}
+        // Kept all the same: refusing it would stop the archiver, and the index says what is wrong with it.
+        Verdict::Incomplete { at } => warnings.push(format!("valid WAL in {} ends at {at}", source.name)),
+        Verdict::Damaged { at, reason } => {
+            warnings.push(format!("valid WAL in {} ends at {at}: {reason}", source.name));
+        }
+    }
+    Ok(index)
+}
+
+/// Hard rule 19. Partial segments are of a timeline that ends: whoever has one may push it.
+fn claim(repository: &ClusterRepository, source: &Source, writer: &Writer, now: jiff::Timestamp) -> Result<()> {
+    match source.file {
+        WalFile::Partial { .. } => Ok(()),
+        _ => repository.claim(source.system, source.file.timeline(), writer, now),
+    }
+}
+
+fn store(repository: &ClusterRepository, source: &Source, index: Option<&SegmentIndex>) -> Result<PutWal> {
+    let kind = match (source.file, index) {
+        (_, Some(index)) => return repository.put_segment(source.system, &source.file, &source.bytes, index),
+        (WalFile::Partial { .. } | WalFile::Segment { .. }, None) => WalFileKind::Partial,
+        (WalFile::History { .. }, None) => WalFileKind::History,
+        (WalFile::BackupHistory { .. }, None) => WalFileKind::Label,
+    };
+    repository.put_file(source.system, kind, &source.name, &source.bytes)
+}
+
+/// The policy, and what overrules it: content that contradicts what is archived is never passed over.
+fn acknowledge(name: &str, outcomes: &[CopyOutcome], needed: usize) -> Result<()> {
+    let failures = || outcomes.iter().filter_map(|outcome| Some((outcome, outcome.stored.as_ref().err()?)));
+    if let Some((_, error)) = failures().find(|(_, error)| error.code() == "wal-conflict") {
+        return Err(error.clone());
+    }
+    let durable = outcomes.len() - failures().count();
+    if durable >= needed {
+        return Ok(());
+    }
+    // With one copy its own error says everything.
+    if let ([_], Some((_, error))) = (outcomes, failures().next()) {
+        return Err(error.clone());
+    }
+    let reasons: Vec<String> =
+        failures().map(|(outcome, error)| format!("Copy \"{}\": {}.", outcome.copy, error.message())).collect();
+    Err(Error::new("wal-not-acknowledged", format!("{name} is durable in {durable} copies of {needed} that must hold it"))
+        .detail(format!("{} PostgreSQL keeps the file and tries again.", reasons.join(" "))))
+}
+
+/// Runs `work` for each item, in threads when there are several.
+fn in_parallel<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> Result<T> + Sync) -> Vec<Result<T>> {
+    if let [item] = items {
+        return vec![work(item)];
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
+        let ended = || Error::new("wal-push", "a thread of the push ended unexpectedly");
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(ended()))).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(copy: &str, stored: Result<PutWal>) -> CopyOutcome {
+        CopyOutcome { copy: copy.into(), stored }
+    }
+
+    fn put() -> PutWal {
+        PutWal { object: "x".into(), created: true, stored_bytes: 1 }
+    }
+
+    #[test]
+    fn one_copy_of_two_is_enough_only_if_the_policy_says_so() {
+        let outcomes = [outcome("local", Ok(put())), outcome("far", Err(Error::new("store-unreachable", "no answer")))];
+        assert!(acknowledge("X", &outcomes, 1).is_ok());
+        let error = acknowledge("X", &outcomes, 2).unwrap_err();
+        assert_eq!(error.code(), "wal-not-acknowledged");
+        assert!(error.detail_text().unwrap().contains("Copy \"far\": no answer."));
+    }
+
+    #[test]
+    fn a_conflict_in_any_copy_is_never_acknowledged() {
+        let outcomes = [outcome("local", Ok(put())), outcome("far", Err(Error::new("wal-conflict", "other content")))];
+        assert_eq!(acknowledge("X", &outcomes, 1).unwrap_err().code(), "wal-conflict");
+    }
+
+    #[test]
+    fn the_only_copys_error_is_the_pushs_error() {
+        let outcomes = [outcome("local", Err(Error::new("store-full", "no space")))];
+        assert_eq!(acknowledge("X", &outcomes, 1).unwrap_err().code(), "store-full");
+    }
+}
