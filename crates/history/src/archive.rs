@@ -1,0 +1,671 @@
+//! The archive as a whole: which segments are there, where WAL is unbroken, and reading indexes in order.
+//!
+//! Invariants: only runs of segment numbers are kept, never a value for each segment; a scan follows one way through
+//! the timelines, uses for each segment the file that PostgreSQL would use, and ends where unbroken WAL ends, saying
+//! why; no record behind the point where a timeline is left is ever reported from that timeline.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use diagnostic::{Error, Result};
+use postgres::{Lsn, SegmentIndex, SystemIdentifier, TimelineId, Verdict, segment_name};
+use repository::ClusterRepository;
+use serde::{Deserialize, Serialize};
+
+use crate::point::{CommitPoint, committed};
+use crate::seam;
+use crate::source::{RepositorySource, WalSource};
+use crate::timelines::{Standing, Timelines, UnreachableHistory, WalPath};
+
+/// Indexes read at once.
+const READ_AHEAD: usize = 16;
+/// Threads that read them.
+const READERS: usize = 4;
+
+/// Consecutive archived segments of one timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentRun {
+    /// The first number.
+    pub first: u64,
+    /// The last number.
+    pub last: u64,
+}
+
+/// Segments that are missing between archived ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The first missing segment's number.
+    pub first_missing: u64,
+    /// The last missing segment's number.
+    pub last_missing: u64,
+    /// Where it begins.
+    pub from: Lsn,
+    /// Where archived WAL goes on.
+    pub to: Lsn,
+}
+
+/// Where archived WAL ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveEnd {
+    /// The timeline of the last segment.
+    pub timeline: TimelineId,
+    /// Its number.
+    pub segment: u64,
+    /// The end of the last complete record in it.
+    pub lsn: Lsn,
+    /// The newest commit up to there.
+    pub last_commit: Option<CommitPoint>,
+}
+
+/// A segment's index, with where it was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Located {
+    /// The timeline of the file.
+    pub timeline: TimelineId,
+    /// The segment's number.
+    pub number: u64,
+    /// What it says; its seam is resolved if that was possible.
+    pub index: SegmentIndex,
+    /// Records that begin at or behind this LSN do not belong to the way that is scanned.
+    pub cut: Option<Lsn>,
+}
+
+/// Why a scan ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ScanEnd {
+    /// The caller had enough.
+    Stopped,
+    /// The last archived segment was read; here ends its last complete record.
+    End {
+        lsn: Lsn,
+        timeline: TimelineId,
+        number: u64,
+    },
+    /// Nothing was there at all from where the scan was to begin.
+    Nothing,
+    /// Segments are missing and others follow.
+    Gap {
+        timeline: TimelineId,
+        first_missing: u64,
+        last_missing: u64,
+        lsn: Lsn,
+    },
+    /// A segment in which valid WAL ends early, and others follow.
+    Damaged {
+        timeline: TimelineId,
+        number: u64,
+        lsn: Lsn,
+        reason: String,
+    },
+}
+
+/// Archived WAL of one system identifier.
+#[derive(Clone)]
+pub struct Archive {
+    source: Arc<dyn WalSource>,
+    system: SystemIdentifier,
+    segment_size: u32,
+    runs: BTreeMap<TimelineId, Vec<SegmentRun>>,
+    timelines: Timelines,
+    claimed: BTreeSet<TimelineId>,
+}
+
+impl Archive {
+    /// Looks at what the copies hold of one system identifier. `wal_segment_size` in bytes, from a backup or the control
+    /// file. A copy that cannot be read is left out unless it is the only one; see [`RepositorySource::unavailable`].
+    pub fn load(
+        copies: &[ClusterRepository],
+        system: SystemIdentifier,
+        wal_segment_size: u32,
+    ) -> Result<Archive> {
+        Archive::of(
+            Arc::new(RepositorySource::load(copies, system, wal_segment_size)?),
+            system,
+            wal_segment_size,
+        )
+    }
+
+    /// From any source. Error: `wal-segment-size`.
+    pub fn of(
+        source: Arc<dyn WalSource>,
+        system: SystemIdentifier,
+        wal_segment_size: u32,
+    ) -> Result<Archive> {
+        if !postgres::valid_segment_size(wal_segment_size) {
+            return Err(Error::new(
+                "wal-segment-size",
+                format!("{wal_segment_size} is not a size of WAL segments"),
+            ));
+        }
+        let mut runs = BTreeMap::new();
+        for timeline in source.timelines()? {
+            runs.insert(timeline, runs_of(source.segments(timeline)?));
+        }
+        let timelines = Timelines::new(source.histories()?);
+        let claimed = source.claimed()?;
+        Ok(Archive {
+            source,
+            system,
+            segment_size: wal_segment_size,
+            runs,
+            timelines,
+            claimed,
+        })
+    }
+
+    /// Whose WAL it is.
+    pub fn system(&self) -> SystemIdentifier {
+        self.system
+    }
+
+    /// Bytes of a segment.
+    pub fn segment_size(&self) -> u32 {
+        self.segment_size
+    }
+
+    /// The histories that are archived. A backup's own history may be added with [`Archive::add_history`].
+    pub fn timelines(&self) -> &Timelines {
+        &self.timelines
+    }
+
+    /// Makes a history known that is not archived, such as a backup's.
+    pub fn add_history(&mut self, history: postgres::TimelineHistory, from: String) {
+        self.timelines.add(crate::timelines::KnownHistory {
+            history,
+            object: from,
+        });
+    }
+
+    /// Archived segments of a timeline, ascending.
+    pub fn runs(&self, timeline: TimelineId) -> &[SegmentRun] {
+        self.runs.get(&timeline).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Timelines that have segments.
+    pub fn archived_timelines(&self) -> impl Iterator<Item = TimelineId> {
+        self.runs
+            .iter()
+            .filter(|(_, runs)| !runs.is_empty())
+            .map(|(timeline, _)| *timeline)
+    }
+
+    /// Whether a segment is archived.
+    pub fn has(&self, timeline: TimelineId, number: u64) -> bool {
+        run_at(self.runs(timeline), number).is_some()
+    }
+
+    /// Whether anything behind this segment is archived on the timeline.
+    pub fn has_later(&self, timeline: TimelineId, number: u64) -> bool {
+        self.runs(timeline).last().is_some_and(|run| run.last > number)
+    }
+
+    /// Every hole between archived segments, on each timeline.
+    pub fn gaps(&self) -> Vec<Gap> {
+        let mut gaps = Vec::new();
+        for (timeline, runs) in &self.runs {
+            for pair in runs.windows(2) {
+                let [before, after] = pair else { continue };
+                gaps.push(self.gap(*timeline, before.last + 1, after.first - 1));
+            }
+        }
+        gaps
+    }
+
+    /// Holes on the way from an LSN (a backup's redo point) on, a missing beginning included.
+    pub fn gaps_on(&self, path: &WalPath, from: Lsn) -> Vec<Gap> {
+        let mut gaps = Vec::new();
+        let mut number = from.segment(self.segment_size);
+        while let Some((timeline, run)) = self.next_run(path, number) {
+            if run.first > number {
+                gaps.push(self.gap(timeline, number, run.first - 1));
+            }
+            number = self.run_end_on(path, timeline, run) + 1;
+        }
+        gaps
+    }
+
+    fn gap(&self, timeline: TimelineId, first_missing: u64, last_missing: u64) -> Gap {
+        let size = u64::from(self.segment_size);
+        Gap {
+            timeline,
+            first_missing,
+            last_missing,
+            from: Lsn(first_missing.saturating_mul(size)),
+            to: Lsn(last_missing.saturating_add(1).saturating_mul(size)),
+        }
+    }
+
+    /// The timeline whose file of this segment recovery would use.
+    pub fn locate(&self, path: &WalPath, number: u64) -> Option<TimelineId> {
+        path.candidates(number, self.segment_size)
+            .into_iter()
+            .find(|timeline| self.has(*timeline, number))
+    }
+
+    /// The first run on the way that ends at or behind `number`, cut to begin there.
+    fn next_run(&self, path: &WalPath, number: u64) -> Option<(TimelineId, SegmentRun)> {
+        if let Some(timeline) = self.locate(path, number) {
+            let run = run_at(self.runs(timeline), number)?;
+            return Some((
+                timeline,
+                SegmentRun {
+                    first: number,
+                    last: run.last,
+                },
+            ));
+        }
+        let mut best: Option<(TimelineId, SegmentRun)> = None;
+        for leg in &path.legs {
+            let begin = leg.from.segment(self.segment_size).max(number);
+            let end = leg.to.map_or(u64::MAX, |to| to.segment(self.segment_size));
+            for run in self.runs(leg.timeline) {
+                let first = run.first.max(begin);
+                let last = run.last.min(end);
+                if first <= last && best.is_none_or(|(_, other)| first < other.first) {
+                    best = Some((leg.timeline, SegmentRun { first, last }));
+                }
+            }
+        }
+        best
+    }
+
+    /// The last segment of `run` that still lies on the way as this timeline's.
+    fn run_end_on(&self, path: &WalPath, timeline: TimelineId, run: SegmentRun) -> u64 {
+        let end = path
+            .switch_out_of(timeline)
+            .map_or(u64::MAX, |to| to.segment(self.segment_size));
+        run.last.min(end).max(run.first)
+    }
+
+    /// The last segment that is unbroken from `from` on, if that one is there.
+    pub fn unbroken_to(&self, path: &WalPath, from: u64) -> Option<u64> {
+        let mut number = from;
+        self.locate(path, number)?;
+        while let Some((timeline, run)) = self.next_run(path, number) {
+            if run.first > number {
+                break;
+            }
+            number = self.run_end_on(path, timeline, run) + 1;
+        }
+        Some(number - 1)
+    }
+
+    /// Where the WAL that is unbroken from `from` on ends, with its newest commit (searched no further back than `from`).
+    pub fn end_on(&self, path: &WalPath, from: Lsn) -> Result<Option<ArchiveEnd>> {
+        let first = from.segment(self.segment_size);
+        let Some(last) = self.unbroken_to(path, first) else {
+            return Ok(None);
+        };
+        self.end_between(path, first, last)
+    }
+
+    /// Where a timeline's archived WAL ends, holes or not, with its newest commit on that timeline.
+    pub fn end(&self, timeline: TimelineId) -> Result<Option<ArchiveEnd>> {
+        let Some(run) = self.runs(timeline).last().copied() else {
+            return Ok(None);
+        };
+        let leg = crate::timelines::Leg {
+            timeline,
+            from: Lsn(0),
+            to: None,
+        };
+        self.end_between(&WalPath { legs: vec![leg] }, run.first, run.last)
+    }
+
+    fn end_between(&self, path: &WalPath, first: u64, last: u64) -> Result<Option<ArchiveEnd>> {
+        let mut end: Option<ArchiveEnd> = None;
+        for number in (first..=last).rev() {
+            let Some(located) = self.read(path, number)? else {
+                break;
+            };
+            let cut = located.cut;
+            let lsn = cut.map_or(located.index.end, |cut| cut.min(located.index.end));
+            let found = end.get_or_insert(ArchiveEnd {
+                timeline: located.timeline,
+                segment: number,
+                lsn,
+                last_commit: None,
+            });
+            let newest =
+                located.index.transactions.iter().rev().find(|transaction| {
+                    committed(transaction) && cut.is_none_or(|cut| transaction.start < cut)
+                });
+            if let Some(newest) = newest {
+                found.last_commit = Some(CommitPoint::of(newest));
+                break;
+            }
+        }
+        Ok(end)
+    }
+
+    /// Histories that leave a timeline before its archived end (field guide 1.6). `backed_up`: timelines of backups.
+    pub fn unreachable_histories(&self, backed_up: &BTreeSet<TimelineId>) -> Result<Vec<UnreachableHistory>> {
+        let mut ends = BTreeMap::new();
+        for timeline in self.archived_timelines() {
+            if let Some(run) = self.runs(timeline).last() {
+                let index = self.source.index(timeline, run.last)?;
+                let begin = Lsn(run.last.saturating_mul(u64::from(self.segment_size)));
+                ends.insert(timeline, index.map_or(begin, |index| index.end));
+            }
+        }
+        Ok(self.timelines.unreachable(&ends, |timeline| {
+            // Whoever descends from a timeline vouches for it.
+            let vouched = |set: &BTreeSet<TimelineId>| {
+                set.contains(&timeline)
+                    || self.timelines.all().any(|known| {
+                        set.contains(&known.history.timeline)
+                            && known.history.switch_out_of(timeline).is_some()
+                    })
+            };
+            if vouched(backed_up) {
+                Standing::BackedUp
+            } else if vouched(&self.claimed) && !self.runs(timeline).is_empty() {
+                Standing::Claimed
+            } else {
+                Standing::Unknown
+            }
+        }))
+    }
+
+    /// Reads one segment's index on the way, its seam resolved if that is possible.
+    pub(crate) fn read(&self, path: &WalPath, number: u64) -> Result<Option<Located>> {
+        let Some(timeline) = self.locate(path, number) else {
+            return Ok(None);
+        };
+        let Some(index) = self.source.index(timeline, number)? else {
+            return Ok(None);
+        };
+        let index = seam::resolved(self.source.as_ref(), index, &|number| self.locate(path, number));
+        let switch = path.switch_out_of(timeline);
+        let cut = switch.filter(|switch| switch.segment(self.segment_size) <= number);
+        Ok(Some(Located {
+            timeline,
+            number,
+            index,
+            cut,
+        }))
+    }
+
+    /// Gives the indexes of the way to `take`, in order, from the segment that holds `from` up to the one that holds
+    /// `until`, or as far as WAL is unbroken.
+    pub(crate) fn scan(
+        &self,
+        path: &WalPath,
+        from: Lsn,
+        until: Option<Lsn>,
+        mut take: impl FnMut(&Located) -> Result<ControlFlow<()>>,
+    ) -> Result<ScanEnd> {
+        let first = from.segment(self.segment_size);
+        let until = until.map_or(u64::MAX, |until| until.segment(self.segment_size));
+        let Some(unbroken) = self.unbroken_to(path, first) else {
+            return Ok(match self.next_run(path, first) {
+                Some((_, run)) => ScanEnd::Gap {
+                    timeline: path.timeline_at(from),
+                    first_missing: first,
+                    last_missing: run.first - 1,
+                    lsn: from,
+                },
+                None => ScanEnd::Nothing,
+            });
+        };
+        let last = unbroken.min(until);
+        let mut number = first;
+        let mut end = ScanEnd::Nothing;
+        let mut previous: Option<Located> = None;
+        while number <= last {
+            let batch_last = last.min(number + READ_AHEAD as u64 - 1);
+            for located in self.read_batch(path, number, batch_last)? {
+                let (timeline, number) = (located.timeline, located.number);
+                if let Some(before) = &previous
+                    && before.cut.is_none()
+                    && !located.index.follows(&before.index)
+                {
+                    let reason = format!(
+                        "segment {} does not follow it",
+                        segment_name(timeline, number, self.segment_size)
+                    );
+                    let lsn = before.index.end;
+                    return Ok(ScanEnd::Damaged {
+                        timeline,
+                        number: before.number,
+                        lsn,
+                        reason,
+                    });
+                }
+                let lsn = located
+                    .cut
+                    .map_or(located.index.end, |cut| cut.min(located.index.end));
+                if take(&located)?.is_break() {
+                    return Ok(ScanEnd::Stopped);
+                }
+                let broken = match &located.index.verdict {
+                    Verdict::Good => None,
+                    Verdict::Incomplete { at } => Some((*at, "nothing is written behind it".to_owned())),
+                    Verdict::Damaged { at, reason } => Some((*at, reason.to_string())),
+                };
+                if let Some((at, reason)) = broken
+                    && located.cut.is_none_or(|cut| at < cut)
+                {
+                    let more = number < unbroken || self.next_run(path, number + 1).is_some();
+                    return Ok(if more {
+                        ScanEnd::Damaged {
+                            timeline,
+                            number,
+                            lsn: at,
+                            reason,
+                        }
+                    } else {
+                        ScanEnd::End {
+                            lsn: at,
+                            timeline,
+                            number,
+                        }
+                    });
+                }
+                end = ScanEnd::End {
+                    lsn,
+                    timeline,
+                    number,
+                };
+                previous = Some(located);
+            }
+            number = batch_last + 1;
+        }
+        if last == unbroken
+            && let ScanEnd::End { lsn, .. } = end
+            && let Some((timeline, run)) = self.next_run(path, last + 1)
+        {
+            let first_missing = last + 1;
+            return Ok(ScanEnd::Gap {
+                timeline,
+                first_missing,
+                last_missing: run.first - 1,
+                lsn,
+            });
+        }
+        Ok(end)
+    }
+
+    /// Indexes of `first..=last`, read by several threads, in order.
+    fn read_batch(&self, path: &WalPath, first: u64, last: u64) -> Result<Vec<Located>> {
+        let count = usize::try_from(last - first + 1).unwrap_or(READ_AHEAD);
+        if count == 1 {
+            return Ok(self.read(path, first)?.into_iter().collect());
+        }
+        let next = AtomicUsize::new(0);
+        let slots: Vec<Mutex<Option<Result<Option<Located>>>>> =
+            (0..count).map(|_| Mutex::new(None)).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..READERS.min(count) {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(slot) = slots.get(at) else { break };
+                        let read = self.read(path, first + at as u64);
+                        *slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(read);
+                    }
+                });
+            }
+        });
+        let mut batch = Vec::with_capacity(count);
+        for slot in slots {
+            let read = slot
+                .into_inner()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            match read {
+                Some(Ok(Some(located))) => batch.push(located),
+                Some(Err(error)) => return Err(error),
+                // It vanished between listing and reading.
+                Some(Ok(None)) | None => {
+                    return Err(Error::new(
+                        "archive-changed",
+                        "the WAL archive changed while it was being read",
+                    )
+                    .hint("Run the command again."));
+                }
+            }
+        }
+        Ok(batch)
+    }
+}
+
+impl std::fmt::Debug for Archive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Archive")
+            .field("system", &self.system)
+            .field("runs", &self.runs)
+            .finish_non_exhaustive()
+    }
+}
+
+fn runs_of(numbers: Vec<u64>) -> Vec<SegmentRun> {
+    let mut runs: Vec<SegmentRun> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some(run) if run.last == number => {}
+            Some(run) if run.last.checked_add(1) == Some(number) => run.last = number,
+            _ => runs.push(SegmentRun {
+                first: number,
+                last: number,
+            }),
+        }
+    }
+    runs
+}
+
+fn run_at(runs: &[SegmentRun], number: u64) -> Option<SegmentRun> {
+    let at = runs.partition_point(|run| run.last < number);
+    runs.get(at).copied().filter(|run| run.first <= number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{MIB16, archive, committing, history, segment};
+
+    #[test]
+    fn a_missing_segment_is_a_gap_and_wal_is_unbroken_only_up_to_it() {
+        let archive = archive([segment(1, 3), segment(1, 4), segment(1, 7), segment(1, 8)], []);
+        let gaps = archive.gaps();
+        assert_eq!(gaps.len(), 1);
+        assert_eq!((gaps[0].first_missing, gaps[0].last_missing), (5, 6));
+        assert_eq!((gaps[0].from, gaps[0].to), (Lsn(0x500_0000), Lsn(0x700_0000)));
+        let path = WalPath::of(&history(1, &[]));
+        assert_eq!(archive.unbroken_to(&path, 3), Some(4));
+        assert_eq!(archive.unbroken_to(&path, 5), None);
+        assert_eq!(
+            archive.end_on(&path, Lsn(0x300_0028)).unwrap().unwrap().lsn,
+            Lsn(0x500_0000)
+        );
+        let first = archive.gaps_on(&path, Lsn(0x200_0000));
+        assert_eq!((first[0].first_missing, first[0].last_missing), (2, 2));
+    }
+
+    #[test]
+    fn the_newest_commit_is_searched_for_backwards_over_idle_segments() {
+        let archive = archive(
+            [
+                committing(1, 3, 0x300_1000, 700, 50),
+                segment(1, 4),
+                segment(1, 5),
+            ],
+            [],
+        );
+        let end = archive.end(TimelineId(1)).unwrap().unwrap();
+        assert_eq!(end.segment, 5);
+        assert_eq!(end.last_commit.unwrap().xid, postgres::Xid(700));
+    }
+
+    #[test]
+    fn a_scan_takes_the_fork_from_the_new_timeline_and_nothing_behind_it_from_the_old() {
+        let archive = archive(
+            [
+                segment(1, 3),
+                segment(1, 4),
+                segment(1, 5),
+                segment(2, 4),
+                segment(2, 5),
+            ],
+            [(2, 1, 0x480_0000)],
+        );
+        let path = archive.timelines().path_to(TimelineId(2), None).unwrap();
+        let mut seen = Vec::new();
+        let end = archive.scan(&path, Lsn(0x300_0000), None, |located| {
+            seen.push((located.timeline.0, located.number));
+            Ok(ControlFlow::Continue(()))
+        });
+        assert!(matches!(
+            end.unwrap(),
+            ScanEnd::End {
+                timeline: TimelineId(2),
+                number: 5,
+                ..
+            }
+        ));
+        assert_eq!(seen, [(1, 3), (2, 4), (2, 5)]);
+        // The old timeline's own way goes on as if nothing had happened.
+        let old = WalPath::of(&history(1, &[]));
+        assert_eq!(archive.unbroken_to(&old, 3), Some(5));
+    }
+
+    #[test]
+    fn the_old_timelines_copy_of_the_fork_counts_only_up_to_the_switch() {
+        let archive = archive(
+            [segment(1, 3), committing(1, 4, 0x490_0000, 9, 1)],
+            [(2, 1, 0x480_0000)],
+        );
+        let path = archive.timelines().path_to(TimelineId(2), None).unwrap();
+        let end = archive.end_on(&path, Lsn(0x300_0000)).unwrap().unwrap();
+        assert_eq!((end.lsn, end.last_commit), (Lsn(0x480_0000), None));
+    }
+
+    #[test]
+    fn segments_that_do_not_fit_together_end_the_scan() {
+        let mut wrong = segment(1, 4);
+        wrong.head.length = 64;
+        wrong.head.ends_here = true;
+        let archive = archive([segment(1, 3), wrong, segment(1, 5)], []);
+        let path = WalPath::of(&history(1, &[]));
+        let end = archive
+            .scan(&path, Lsn(0x300_0000), None, |_| Ok(ControlFlow::Continue(())))
+            .unwrap();
+        assert!(matches!(end, ScanEnd::Damaged { number: 3, .. }), "{end:?}");
+    }
+
+    #[test]
+    fn a_history_that_a_copy_left_is_told_from_one_that_was_claimed() {
+        let archive = archive([segment(1, 3), segment(1, 4)], [(2, 1, 0x380_0000)]);
+        let found = archive
+            .unreachable_histories(&BTreeSet::from([TimelineId(1)]))
+            .unwrap();
+        assert_eq!(found.len(), 1);
+        assert!(found[0].is_poison());
+        assert_eq!(found[0].parent_end, Lsn(0x500_0000));
+        assert_eq!(archive.segment_size(), MIB16);
+    }
+}

@@ -1,0 +1,569 @@
+//! What happened to a table: dropped, truncated, emptied by DELETE, rewritten; and databases that were dropped.
+//!
+//! WAL knows files, not tables. Catalog snapshots (one with each backup) give files their names, and from one snapshot
+//! to the next this module follows each table's file itself: a transaction that removes a table's file and makes
+//! new ones has truncated or rewritten it, one that makes none has dropped it. At `wal_level = replica` a TRUNCATE and
+//! a rewrite (VACUUM FULL, CLUSTER, ALTER TABLE) look the same but for what was written into the new file before
+//! the commit; the answer says how sure it is. REINDEX touches no table's file and is never mistaken.
+//!
+//! Invariants: only committed transactions are events; the point before an event is the start of the record that makes
+//! it happen, to be recovered to exclusively; for DROP DATABASE, which is not transactional, that is the in-place
+//! update that marks `pg_database`.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+
+use diagnostic::Result;
+use postgres::{Catalog, Event, EventKind, Fork, Lsn, Oid, RelationLocator, Timestamp, TransactionEnd, Xid};
+use serde::{Deserialize, Serialize};
+
+use crate::archive::{Archive, Located};
+use crate::point::committed;
+use crate::timelines::WalPath;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TableEvent {
+    /// DROP TABLE, or whatever took the table with it.
+    Drop,
+    /// TRUNCATE.
+    Truncate,
+    /// DELETE of much of the table.
+    Delete,
+    /// VACUUM FULL, CLUSTER, ALTER TABLE: the rows were written anew.
+    Rewrite,
+    /// DROP DATABASE.
+    DropDatabase,
+}
+
+/// How sure the answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Certainty {
+    /// The records say so.
+    Certain,
+    /// The records fit this better than anything else.
+    Likely,
+    /// It may as well have been something else; the note says what.
+    Unclear,
+}
+
+/// From when on a DELETE has emptied a table.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// At least so many rows.
+    pub rows_min: u64,
+    /// At least this share of the table's rows, from 0 to 1.
+    pub share_min: f64,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Thresholds {
+            rows_min: 100,
+            share_min: 0.5,
+        }
+    }
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct FindQuery {
+    /// `orders`, `public.orders` or `db.public.orders`; `None` for every table.
+    pub table: Option<String>,
+    /// Empty for all but rewrites.
+    pub events: Vec<TableEvent>,
+    /// Committed at or after.
+    pub from: Option<Timestamp>,
+    /// Committed at or before.
+    pub to: Option<Timestamp>,
+    /// For DELETE.
+    pub thresholds: Thresholds,
+}
+
+/// One event of one table; events of one transaction have the same xid and commit LSN.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FoundEvent {
+    pub event: TableEvent,
+    /// `schema.table`, or the database for DROP DATABASE, or the file if no snapshot knows it.
+    pub table: String,
+    pub database: String,
+    pub xid: Xid,
+    /// The start of the record that made it happen.
+    pub commit_lsn: Lsn,
+    pub committed_at: Timestamp,
+    /// Rows lost: of a DELETE counted in the WAL, else the planner's estimate in the last catalog snapshot.
+    pub rows: Option<u64>,
+    /// `pgproof restore --to` this LSN recovers to just before the event.
+    pub target_before: Lsn,
+    pub certainty: Certainty,
+    /// What else it may have been, or where the figures come from.
+    pub note: Option<String>,
+    /// The file that was removed, or from which rows were deleted.
+    pub relation: Option<RelationLocator>,
+}
+
+/// What a catalog snapshot knows of a file that holds a table's rows.
+#[derive(Debug, Clone)]
+struct Table {
+    oid: Oid,
+    database: Oid,
+    /// Shared between tables of a database would save little; names are short.
+    database_name: String,
+    schema: String,
+    name: String,
+    rows: Option<u64>,
+    wanted: bool,
+}
+
+impl Table {
+    fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
+/// A transaction that has not ended yet.
+#[derive(Debug, Default)]
+struct Open {
+    created: Vec<RelationLocator>,
+    truncated: Vec<Oid>,
+    deleted: HashMap<RelationLocator, u64>,
+    /// Blocks written to files that it created: all, and those that are page images.
+    written: HashMap<RelationLocator, (u64, u64)>,
+}
+
+struct Search<'a> {
+    query: &'a FindQuery,
+    tables: HashMap<RelationLocator, Table>,
+    /// Files of anything that is not a table: never reported.
+    others: HashSet<RelationLocator>,
+    databases: HashMap<Oid, String>,
+    open: HashMap<Xid, Open>,
+    created: HashMap<RelationLocator, Xid>,
+    intents: Vec<(Option<Oid>, Lsn)>,
+    last_time: Option<Timestamp>,
+    found: Vec<FoundEvent>,
+}
+
+/// Finds events from `from` to the end of unbroken WAL on a way through timelines. `snapshots`: catalogs in the order of
+/// the LSN at which their backups began; each is read when the search comes there, so that only one is in memory.
+/// Events are returned in WAL order.
+pub fn find(
+    archive: &Archive,
+    path: &WalPath,
+    from: Lsn,
+    snapshots: &mut dyn Iterator<Item = Result<(Lsn, Catalog)>>,
+    query: &FindQuery,
+) -> Result<Vec<FoundEvent>> {
+    let mut search = Search {
+        query,
+        tables: HashMap::new(),
+        others: HashSet::new(),
+        databases: HashMap::new(),
+        open: HashMap::new(),
+        created: HashMap::new(),
+        intents: Vec::new(),
+        last_time: None,
+        found: Vec::new(),
+    };
+    let mut next = snapshots.next().transpose()?;
+    archive.scan(path, from, None, |located| {
+        // A snapshot counts from the segment on in which its backup began: a file that it names is never older news.
+        while let Some((lsn, catalog)) = next.take_if(|(lsn, _)| *lsn < located.index.segment_end()) {
+            search.learn(lsn, &catalog);
+            next = snapshots.next().transpose()?;
+        }
+        search.segment(located);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(search.found)
+}
+
+impl Search<'_> {
+    fn learn(&mut self, _lsn: Lsn, catalog: &Catalog) {
+        let wanted: Option<HashSet<(Oid, Oid)>> = self.query.table.as_ref().map(|name| {
+            catalog
+                .find_table(name)
+                .into_iter()
+                .map(|(database, table)| (database.oid, table.oid))
+                .collect()
+        });
+        for database in &catalog.databases {
+            self.databases.insert(database.oid, database.name.clone());
+            for relation in &database.relations {
+                let Some(locator) = relation.locator(database) else {
+                    continue;
+                };
+                if !matches!(relation.kind, 'r' | 'm') {
+                    self.others.insert(locator);
+                    continue;
+                }
+                self.others.remove(&locator);
+                // reltuples: -1 means never counted (14 and later), and so may 0 before.
+                let rows = (relation.rows > 0.0).then_some(relation.rows as u64);
+                self.tables.insert(
+                    locator,
+                    Table {
+                        oid: relation.oid,
+                        database: database.oid,
+                        database_name: database.name.clone(),
+                        schema: relation.schema.clone(),
+                        name: relation.name.clone(),
+                        rows,
+                        wanted: wanted
+                            .as_ref()
+                            .is_none_or(|wanted| wanted.contains(&(database.oid, relation.oid))),
+                    },
+                );
+            }
+        }
+    }
+
+    fn segment(&mut self, located: &Located) {
+        let index = &located.index;
+        let wanted = |lsn: Lsn| located.cut.is_none_or(|cut| lsn < cut);
+        // Counts come first: they are kept for the whole segment, and a transaction that ends here takes them along.
+        for rows in &index.row_changes {
+            if rows.deletes > 0 {
+                let open = self.open.entry(rows.xid).or_default();
+                *open.deleted.entry(rows.locator).or_default() += u64::from(rows.deletes);
+            }
+        }
+        let mut transactions = index
+            .transactions
+            .iter()
+            .filter(|end| wanted(end.start))
+            .peekable();
+        let mut dropped: HashMap<Lsn, &[RelationLocator]> = HashMap::new();
+        for event in &index.events {
+            match &event.kind {
+                EventKind::RelationsDropped {
+                    locators,
+                    aborted: false,
+                } => {
+                    dropped.insert(event.lsn, locators);
+                }
+                EventKind::RelationCreated {
+                    locator,
+                    fork: Fork::Main,
+                } if wanted(event.lsn) => {
+                    self.open.entry(event.xid).or_default().created.push(*locator);
+                    self.created.insert(*locator, event.xid);
+                }
+                _ => {}
+            }
+        }
+        if !self.created.is_empty() {
+            for changed in index.changed.iter().filter(|changed| changed.fork == Fork::Main) {
+                let Some(xid) = self.created.get(&changed.locator) else {
+                    continue;
+                };
+                let Some(open) = self.open.get_mut(xid) else {
+                    continue;
+                };
+                let (blocks, images) = open.written.entry(changed.locator).or_default();
+                *blocks += changed.blocks.len() as u64;
+                *images += changed.blocks.iter().filter(|block| block.image).count() as u64;
+            }
+        }
+        for event in index.events.iter().filter(|event| wanted(event.lsn)) {
+            while let Some(end) = transactions.next_if(|end| end.start < event.lsn) {
+                self.end(end, dropped.get(&end.start).copied().unwrap_or_default());
+            }
+            self.event(event);
+        }
+        for end in transactions {
+            self.end(end, dropped.get(&end.start).copied().unwrap_or_default());
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match &event.kind {
+            EventKind::HeapTruncate { relations, .. } => {
+                self.open
+                    .entry(event.xid)
+                    .or_default()
+                    .truncated
+                    .extend(relations);
+            }
+            EventKind::DatabaseDropIntent { database } => self.intents.push((*database, event.lsn)),
+            EventKind::DatabaseCreated { database, .. } => {
+                self.intents.retain(|(intent, _)| *intent != Some(*database));
+            }
+            EventKind::DatabaseDropped { database, .. } => self.database_dropped(event, *database),
+            _ => {}
+        }
+    }
+
+    fn database_dropped(&mut self, event: &Event, database: Oid) {
+        let named = self
+            .intents
+            .iter()
+            .rev()
+            .find(|(intent, _)| *intent == Some(database));
+        let unread = self.intents.iter().rev().find(|(intent, _)| intent.is_none());
+        let (target_before, certainty, note) = match (named, unread) {
+            (Some((_, lsn)), _) => (*lsn, Certainty::Certain, None),
+            (None, Some((_, lsn))) => {
+                let note =
+                    "the record that marks the database was compressed; its place is taken from its kind";
+                (*lsn, Certainty::Likely, Some(note.to_owned()))
+            }
+            (None, None) => {
+                let note = "no record marks the database as being dropped (servers before 15.4, 14.9, 13.12): its files \
+                            are whole at this point";
+                (event.lsn, Certainty::Likely, Some(note.to_owned()))
+            }
+        };
+        let name = self
+            .databases
+            .get(&database)
+            .cloned()
+            .unwrap_or_else(|| format!("database {database}"));
+        self.tables.retain(|_, table| table.database != database);
+        self.push(FoundEvent {
+            event: TableEvent::DropDatabase,
+            table: name.clone(),
+            database: name,
+            xid: event.xid,
+            commit_lsn: event.lsn,
+            committed_at: self.last_time.unwrap_or_default(),
+            rows: None,
+            target_before,
+            certainty,
+            note,
+            relation: None,
+        });
+        self.intents
+            .retain(|(intent, lsn)| *intent != Some(database) && (intent.is_some() || *lsn > event.lsn));
+    }
+
+    fn end(&mut self, end: &TransactionEnd, dropped: &[RelationLocator]) {
+        self.last_time = Some(end.time);
+        let mut all = self.open.remove(&end.xid).unwrap_or_default();
+        for xid in &end.subxids {
+            let Some(part) = self.open.remove(xid) else {
+                continue;
+            };
+            all.created.extend(part.created);
+            all.truncated.extend(part.truncated);
+            for (locator, rows) in part.deleted {
+                *all.deleted.entry(locator).or_default() += rows;
+            }
+            all.written.extend(part.written);
+        }
+        for locator in &all.created {
+            self.created.remove(locator);
+        }
+        if !committed(end) {
+            return;
+        }
+        self.files_removed(end, dropped, &all);
+        let deleted: Vec<_> = all
+            .deleted
+            .iter()
+            .map(|(locator, rows)| (*locator, *rows))
+            .collect();
+        for (locator, rows) in deleted {
+            if !dropped.contains(&locator) {
+                self.deleted(end, locator, rows);
+            }
+        }
+    }
+
+    fn files_removed(&mut self, end: &TransactionEnd, dropped: &[RelationLocator], open: &Open) {
+        let known: Vec<RelationLocator> = dropped
+            .iter()
+            .copied()
+            .filter(|locator| self.tables.contains_key(locator))
+            .collect();
+        // A file that the transaction itself had made is nobody's loss.
+        let unknown = dropped.iter().filter(|locator| {
+            !self.tables.contains_key(locator)
+                && !self.others.contains(locator)
+                && !open.created.contains(locator)
+        });
+        if self.query.table.is_none() && known.is_empty() && open.created.is_empty() {
+            let unknown: Vec<RelationLocator> = unknown.copied().collect();
+            for locator in unknown {
+                self.unknown_dropped(end, locator);
+            }
+        }
+        // Files are made and removed in pairs, one table after the other; the list in the commit record is backwards
+        // (catalog/storage.c keeps pending deletes as a stack).
+        let mut made = open.created.iter().filter(|locator| !dropped.contains(locator));
+        let single = known.len() == 1;
+        let in_order: Vec<RelationLocator> = dropped.iter().rev().copied().collect();
+        let paired = in_order.len() == open.created.len();
+        for locator in in_order.iter().copied() {
+            let new = if paired { made.next().copied() } else { None };
+            if !known.contains(&locator) {
+                continue;
+            }
+            let new = new.or_else(|| {
+                // A single table was rewritten: its new file is made before those of its toast table and indexes.
+                let first = open
+                    .created
+                    .iter()
+                    .find(|created| created.database == locator.database);
+                first.copied().filter(|_| single)
+            });
+            let Some(mut table) = self.tables.remove(&locator) else {
+                continue;
+            };
+            let made_any = open
+                .created
+                .iter()
+                .any(|created| created.database == locator.database);
+            let event = if !made_any {
+                (TableEvent::Drop, Certainty::Certain, None)
+            } else if open.truncated.contains(&table.oid) {
+                (TableEvent::Truncate, Certainty::Certain, None)
+            } else {
+                self.truncated_or_rewritten(open, new)
+            };
+            let (kind, certainty, note) = event;
+            self.push_table(end, &table, kind, table.rows, certainty, note, locator);
+            if let Some(new) = new.filter(|_| made_any) {
+                if kind == TableEvent::Truncate {
+                    table.rows = None;
+                }
+                self.others.remove(&new);
+                self.tables.insert(new, table);
+            }
+        }
+    }
+
+    /// What the new file holds at the commit tells a TRUNCATE from a rewrite, as far as it can be told.
+    fn truncated_or_rewritten(
+        &self,
+        open: &Open,
+        new: Option<RelationLocator>,
+    ) -> (TableEvent, Certainty, Option<String>) {
+        let Some(new) = new else {
+            let note = "several tables' files were replaced in this transaction: TRUNCATE, or a rewrite, or a DROP beside \
+                        the creation of another table";
+            return (TableEvent::Truncate, Certainty::Unclear, Some(note.into()));
+        };
+        match open.written.get(&new) {
+            None | Some((0, _)) => (TableEvent::Truncate, Certainty::Certain, None),
+            Some((blocks, images)) if blocks == images => {
+                let note = format!(
+                    "{blocks} blocks were written as whole pages to the table's new file: VACUUM FULL, CLUSTER or ALTER TABLE"
+                );
+                (TableEvent::Rewrite, Certainty::Likely, Some(note))
+            }
+            Some((blocks, _)) => {
+                let note = format!(
+                    "{blocks} blocks were written to the table's new file at about the same time: TRUNCATE followed by new \
+                     rows, or ALTER TABLE"
+                );
+                (TableEvent::Truncate, Certainty::Unclear, Some(note))
+            }
+        }
+    }
+
+    fn unknown_dropped(&mut self, end: &TransactionEnd, locator: RelationLocator) {
+        let database = self.databases.get(&locator.database).cloned();
+        self.push(FoundEvent {
+            event: TableEvent::Drop,
+            table: format!("file {}/{}/{}", locator.tablespace, locator.database, locator.relation),
+            database: database.unwrap_or_else(|| format!("database {}", locator.database)),
+            xid: end.xid,
+            commit_lsn: end.start,
+            committed_at: end.time,
+            rows: None,
+            target_before: end.start,
+            certainty: Certainty::Unclear,
+            note: Some("no catalog snapshot knows this file: a table, an index or a sequence made since the last backup".into()),
+            relation: Some(locator),
+        });
+    }
+
+    fn deleted(&mut self, end: &TransactionEnd, locator: RelationLocator, rows: u64) {
+        let Some(table) = self.tables.get(&locator) else {
+            return;
+        };
+        let thresholds = self.query.thresholds;
+        if rows < thresholds.rows_min {
+            return;
+        }
+        let (certainty, note) = match table.rows {
+            Some(all) if (rows as f64) < thresholds.share_min * all as f64 => return,
+            Some(all) => (
+                Certainty::Certain,
+                format!("the last catalog snapshot estimated {all} rows"),
+            ),
+            None => (
+                Certainty::Unclear,
+                "no catalog snapshot says how many rows the table had".to_owned(),
+            ),
+        };
+        let mut table = table.clone();
+        if let Some(all) = table.rows.as_mut() {
+            *all = all.saturating_sub(rows);
+        }
+        self.push_table(
+            end,
+            &table,
+            TableEvent::Delete,
+            Some(rows),
+            certainty,
+            Some(note),
+            locator,
+        );
+        self.tables.insert(locator, table);
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one event, each told by its caller"
+    )]
+    fn push_table(
+        &mut self,
+        end: &TransactionEnd,
+        table: &Table,
+        event: TableEvent,
+        rows: Option<u64>,
+        certainty: Certainty,
+        note: Option<String>,
+        locator: RelationLocator,
+    ) {
+        if !table.wanted {
+            return;
+        }
+        self.push(FoundEvent {
+            event,
+            table: table.full_name(),
+            database: table.database_name.clone(),
+            xid: end.xid,
+            commit_lsn: end.start,
+            committed_at: end.time,
+            rows,
+            target_before: end.start,
+            certainty,
+            note,
+            relation: Some(locator),
+        });
+    }
+
+    fn push(&mut self, event: FoundEvent) {
+        let query = self.query;
+        let kind_wanted = if query.events.is_empty() {
+            event.event != TableEvent::Rewrite || query.table.is_some()
+        } else {
+            query.events.contains(&event.event)
+        };
+        let table_wanted = event.event != TableEvent::DropDatabase
+            || query.table.as_ref().is_none_or(|table| {
+                // A database takes its tables with it: "db.schema.table" asks about it too.
+                table.split('.').next() == Some(event.database.as_str()) && table.matches('.').count() == 2
+            });
+        let in_time = query.from.is_none_or(|from| event.committed_at >= from)
+            && query.to.is_none_or(|to| event.committed_at <= to);
+        if kind_wanted && table_wanted && in_time {
+            self.found.push(event);
+        }
+    }
+}

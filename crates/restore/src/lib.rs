@@ -1,0 +1,39 @@
+//! From the repository to a data directory: gather facts, plan, execute; serve WAL to recovery; adopt the result.
+//!
+//! `restore` never starts a server: an operator or a drill does. Invariants of the whole room:
+//!
+//! - A target that cannot be reached is refused before anything is touched, with the nearest point that can.
+//! - A plan leaves no choice open; [`execute`] does what it says or stops, and never destroys an existing directory:
+//!   that is kept aside by renaming.
+//! - A half-restored directory cannot start: `global/pg_control` is put in place last, synced.
+//! - A restored directory carries the marker `pgproof.restored` and archives nothing until it is adopted.
+
+mod adopt;
+mod aside;
+mod destination;
+mod execute;
+mod facts;
+mod files;
+mod marker;
+mod plan;
+#[cfg(test)]
+mod plan_tests;
+mod plan_text;
+mod progress;
+mod settings;
+mod sync;
+mod tablespaces;
+pub mod wal;
+
+pub use adopt::{Adopted, adopt};
+pub use destination::{DestinationFacts, DestinationState};
+pub use execute::{ExecuteOptions, RestoreResult, execute};
+pub use facts::{
+    Action, Attempt, Configuration, Facts, Purpose, Request, StopRequest, TablespaceChoice, TablespaceFacts,
+    gather, system_of,
+};
+pub use marker::{MARKER_NAME, Marker, Phase, read_marker};
+pub use plan::{GeneratedFile, KeptAside, Plan, Stop, TablespacePlan, plan};
+pub use progress::{NoProgress, Progress, Step};
+pub use settings::{REFERENCE_FOLDER, auto_conf, quote, write_stop};
+pub use wal::{Absent, PlaceOptions, Placed, PlacedWal, place_wal};

@@ -1,0 +1,627 @@
+//! The planner that `restore` and `drill` share: facts in, a plan out, or a refusal with the nearest reachable point.
+//!
+//! Pure. A [`Plan`] is a value without choices left: serialisable, printable, comparable. Invariants: every target is
+//! resolved in the archive; the timeline is a number; an existing directory is kept aside, never removed; nothing is
+//! planned over a live server, a foreign directory, or a tablespace that may be in use.
+
+use std::path::{Path, PathBuf};
+
+use diagnostic::{Error, Result};
+use history::{Maxima, ResolvedTarget, TablespaceCreated, Target, Unreachable, WalRange};
+use jiff::Timestamp;
+use postgres::{Lsn, Oid, SystemIdentifier, TimelineId};
+use repository::{Backup, BackupId};
+use serde::{Deserialize, Serialize};
+
+use crate::destination::{DestinationFacts, DestinationState, LocationState};
+use crate::facts::{Action, Attempt, Configuration, Facts, Purpose};
+use crate::settings;
+
+/// One place where recovery stops.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    pub target: ResolvedTarget,
+    pub action: Action,
+    pub purpose: String,
+    /// Every `recovery_target...` setting of this stop.
+    pub settings: Vec<(String, String)>,
+}
+
+/// Something that exists and is moved out of the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeptAside {
+    /// A directory, by one rename.
+    Rename { from: PathBuf, to: PathBuf },
+    /// The contents of a mount point, into a folder within it.
+    Contents { from: PathBuf, to: PathBuf },
+    /// A tablespace's contents, into a folder within its location; the link of the directory kept aside is set anew.
+    Tablespace { oid: Oid, from: PathBuf, to: PathBuf },
+}
+
+impl KeptAside {
+    /// From where and to where.
+    pub fn paths(&self) -> (&Path, &Path) {
+        match self {
+            KeptAside::Rename { from, to }
+            | KeptAside::Contents { from, to }
+            | KeptAside::Tablespace { from, to, .. } => (from, to),
+        }
+    }
+}
+
+/// A tablespace of the backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablespacePlan {
+    pub oid: Oid,
+    pub name: String,
+    /// Where it was.
+    pub original: String,
+    /// Where it goes; `None` for one that lies in `pg_tblspc` itself.
+    pub location: Option<PathBuf>,
+}
+
+/// A file that is generated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeneratedFile {
+    /// In the data directory.
+    pub name: String,
+    pub content: String,
+    pub reason: String,
+}
+
+/// What will be done, exactly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub cluster: String,
+    pub backup: BackupId,
+    pub system_identifier: SystemIdentifier,
+    pub postgresql_version: String,
+    /// When the backup ended, and where.
+    pub backup_finished_at: Timestamp,
+    pub backup_stop_lsn: Lsn,
+    /// In the order in which recovery comes to them; the first one is written into the directory.
+    pub stops: Vec<Stop>,
+    /// `recovery_target_timeline`.
+    pub timeline: TimelineId,
+    /// Segments that recovery reads, and their size in bytes.
+    pub wal: Vec<WalRange>,
+    pub wal_segments: u64,
+    pub wal_segment_size: u32,
+    /// Records between segments that could not be put together: commits in them are not counted above.
+    pub wal_unread: Vec<Lsn>,
+    pub destination: PathBuf,
+    /// The destination as the plan found it.
+    pub found: DestinationState,
+    pub mount_point: bool,
+    pub purpose: Purpose,
+    pub owner: Option<(u32, u32)>,
+    pub files: u64,
+    pub bytes: u64,
+    pub tablespaces: Vec<TablespacePlan>,
+    /// Tablespaces that replay will create, at absolute paths.
+    pub created_tablespaces: Vec<TablespaceCreated>,
+    /// Directories that must exist for that and are made.
+    pub directories: Vec<PathBuf>,
+    pub kept_aside: Vec<KeptAside>,
+    /// What an interrupted restore kept aside before: still there, and named again in the marker.
+    pub kept_earlier: Vec<KeptAside>,
+    pub restore_command: String,
+    /// The least that recovery demands of these settings (hard rule 28).
+    pub maxima: Maxima,
+    pub extra_settings: Vec<(String, String)>,
+    /// Resource managers of extensions whose records are replayed: their libraries must be preloaded.
+    pub custom_resource_managers: Vec<u8>,
+    pub generated: Vec<GeneratedFile>,
+    /// Where configuration files of the backup lay that are put into the reference folder.
+    pub reference: Vec<String>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    pub planned_at: Timestamp,
+}
+
+/// Makes the plan. `now`: the wall clock, for the name of what is kept aside.
+///
+/// Refusals: `target-before-backup-end`, `target-beyond-archive`, `time-target-needs-later-commit`, `wal-gap`,
+/// `wal-damaged`, `unknown-xid`, `unknown-restore-point`, `backup-not-on-timeline`, `destination-live`,
+/// `destination-foreign`, `destination-occupied`, `destination-not-a-directory`, `destination-too-small`,
+/// `destination-permission`, `tablespace-location-in-use`, `tablespace-created-in-use`.
+pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
+    let attempt = choose(facts)?;
+    let backup = &attempt.backup;
+    let Some(trace) = &attempt.trace else {
+        return Err(Error::new(
+            "plan-facts",
+            "the facts do not say what recovery meets",
+        ));
+    };
+    let path = attempt
+        .path
+        .as_ref()
+        .map_err(|why| Error::new("plan-facts", why.clone()))?;
+    let request = &facts.request;
+    let destination = &facts.destination;
+    refuse_destination(facts, backup)?;
+
+    let timeline = path.timeline();
+    let stops: Vec<Stop> = trace
+        .targets
+        .iter()
+        .zip(&request.stops)
+        .filter_map(|(target, stop)| {
+            let target = target.as_ref().ok()?.clone();
+            let mut settings = target.settings.clone();
+            settings.push(("recovery_target_timeline".into(), timeline.to_string()));
+            settings.push(("recovery_target_action".into(), stop.action.as_str().into()));
+            Some(Stop {
+                target,
+                action: stop.action,
+                purpose: stop.purpose.clone(),
+                settings,
+            })
+        })
+        .collect();
+
+    let stamp = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let kept_aside = keep_aside(destination, &stamp);
+    refuse_tablespaces(facts, &kept_aside)?;
+    let tablespaces = tablespace_plans(facts, backup);
+    let (created, directories) = created_tablespaces(facts, trace.tablespaces.clone(), &kept_aside)?;
+    let (generated, reference) = configuration(&request.configuration, backup);
+    let notes = notes(facts, attempt, &stops, &generated);
+    Ok(Plan {
+        cluster: request.cluster.clone(),
+        backup: backup.backup,
+        system_identifier: backup.system_identifier,
+        postgresql_version: backup.postgresql_version.clone(),
+        backup_finished_at: backup.finished_at,
+        backup_stop_lsn: backup.stop_lsn,
+        stops,
+        timeline,
+        wal_segments: trace.segments(),
+        wal: trace.wal.clone(),
+        wal_segment_size: backup.geometry.wal_segment_size,
+        wal_unread: trace.unread.clone(),
+        destination: request.destination.clone(),
+        found: destination.state.clone(),
+        mount_point: destination.mount_point,
+        purpose: request.purpose,
+        owner: request
+            .owner
+            .or(destination.owner)
+            .filter(|_| destination.effective_uid == 0),
+        files: backup.files,
+        bytes: backup.bytes_restored,
+        tablespaces,
+        created_tablespaces: created,
+        directories,
+        kept_aside,
+        kept_earlier: match &destination.state {
+            DestinationState::HalfRestored(marker) => marker.kept_aside.clone(),
+            _ => Vec::new(),
+        },
+        restore_command: request.restore_command.clone(),
+        maxima: trace.maxima.max(maxima_of(backup)),
+        extra_settings: request.settings.clone(),
+        custom_resource_managers: trace.custom_resource_managers.clone(),
+        generated,
+        reference,
+        notes,
+        planned_at: now,
+    })
+}
+
+/// The attempt that reaches everything, or the best refusal.
+fn choose(facts: &Facts) -> Result<&Attempt> {
+    if let Some(attempt) = facts.attempts.last().filter(|attempt| attempt.reaches_all()) {
+        return Ok(attempt);
+    }
+    // The newest backup that lies on the way speaks for what the archive has; the oldest for what lies before.
+    let on_the_way: Vec<&Attempt> = facts
+        .attempts
+        .iter()
+        .filter(|attempt| attempt.trace.is_some())
+        .collect();
+    let before =
+        |attempt: &&&Attempt| matches!(attempt.obstacle(), Some((_, Unreachable::BeforeBackupEnd { .. })));
+    let telling = match (
+        on_the_way.last(),
+        on_the_way.iter().find(|attempt| !before(attempt)),
+    ) {
+        // Every backup ended too late: the oldest one's end is the nearest point.
+        (Some(oldest), None) => Some(*oldest),
+        (_, Some(other)) => Some(*other),
+        (None, None) => None,
+    };
+    let Some(attempt) = telling else {
+        let reasons: Vec<String> = facts
+            .attempts
+            .iter()
+            .filter_map(|attempt| {
+                attempt
+                    .path
+                    .as_ref()
+                    .err()
+                    .map(|why| format!("Backup {}: {why}.", attempt.backup.backup))
+            })
+            .take(3)
+            .collect();
+        let timeline = facts
+            .timeline
+            .map_or(String::new(), |timeline| format!(" {timeline}"));
+        return Err(Error::new("backup-not-on-timeline", format!("no backup lies on the history of timeline{timeline}"))
+            .detail(reasons.join("\n"))
+            .hint("Choose the timeline of a backup with --timeline, or leave --timeline out; `pgproof list` shows them."));
+    };
+    match attempt.obstacle() {
+        Some((at, why)) => {
+            let target = facts
+                .request
+                .stops
+                .get(at)
+                .map_or(Target::Latest, |stop| stop.wanted.target.clone());
+            let backup = attempt.backup.backup.to_string();
+            let error = why.clone().into_error(&facts.request.cluster, &target, &backup);
+            Err(match (why, facts.backups) {
+                (Unreachable::BeforeBackupEnd { .. }, count)
+                    if count > 1 && facts.request.backup.is_none() =>
+                {
+                    let detail = error.detail_text().unwrap_or_default().to_owned();
+                    error.detail(format!(
+                        "{detail} It is the oldest of {count} backups that could be used."
+                    ))
+                }
+                _ => error,
+            })
+        }
+        None => Err(Error::new(
+            "plan-facts",
+            "the facts do not say why the target cannot be reached",
+        )),
+    }
+}
+
+fn refuse_destination(facts: &Facts, backup: &Backup) -> Result<()> {
+    let destination = &facts.destination;
+    let path = destination.path.display();
+    if let Some(pid) = destination.live_pid {
+        return Err(
+            Error::new("destination-live", format!("a server is running on \"{path}\""))
+                .detail(format!("Its postmaster is process {pid}."))
+                .hint(format!(
+                    "Stop it first: `pg_ctl -D {path} stop`; or restore into another directory."
+                )),
+        );
+    }
+    match &destination.state {
+        DestinationState::NotADirectory => {
+            return Err(Error::new(
+                "destination-not-a-directory",
+                format!("\"{path}\" is not a directory"),
+            )
+            .hint("Choose another directory with --into."));
+        }
+        DestinationState::Other(names) => {
+            return Err(Error::new(
+                "destination-occupied",
+                format!("\"{path}\" holds files that are not a data directory"),
+            )
+            .detail(format!("Among them: {}.", names.join(", ")))
+            .hint("Choose an empty or missing directory with --into, or move these files away."));
+        }
+        DestinationState::DataDirectory {
+            system_identifier: Some(found),
+            ..
+        } if *found != backup.system_identifier => {
+            return Err(Error::new(
+                "destination-foreign",
+                format!("\"{path}\" is another cluster's data directory"),
+            )
+            .detail(format!(
+                "Its system identifier is {found}; the backup's is {}.",
+                backup.system_identifier
+            ))
+            .hint("Choose another directory with --into, or move this one away yourself."));
+        }
+        _ => {}
+    }
+    let uid = destination.effective_uid;
+    if let Some((owner, _)) = destination.owner
+        && uid != 0
+        && uid != owner
+    {
+        return Err(Error::new(
+            "destination-permission",
+            format!("\"{path}\" belongs to another account"),
+        )
+        .detail(format!("It belongs to user id {owner}; pgproof runs as {uid}."))
+        .hint("Run pgproof as the account that owns the data directory, or as root."));
+    }
+    let needed = backup.bytes_restored;
+    if destination.free_bytes < needed && facts.tablespaces.is_empty() {
+        return Err(Error::new("destination-too-small", format!("there is not enough room for \"{path}\""))
+            .detail(format!(
+                "The backup's files have {needed} bytes; {} are free on the file system of \"{}\". What is there is \
+                 kept aside, so its room is not given free.",
+                destination.free_bytes,
+                destination.existing_parent.display()
+            ))
+            .hint("Make room, or choose a directory on another file system with --into."));
+    }
+    Ok(())
+}
+
+/// What is moved out of the way, and where to.
+fn keep_aside(destination: &DestinationFacts, stamp: &str) -> Vec<KeptAside> {
+    let from = destination.path.clone();
+    match &destination.state {
+        DestinationState::DataDirectory { tablespaces, .. } => {
+            // The data directory first: from then on the old one cannot be started by its old path.
+            let mut kept = vec![if destination.mount_point {
+                let to = from.join(format!("pre_pitr_{stamp}"));
+                KeptAside::Contents { from, to }
+            } else {
+                KeptAside::Rename {
+                    to: with_suffix(&from, &format!(".pre_pitr_{stamp}")),
+                    from,
+                }
+            }];
+            for (oid, location) in tablespaces {
+                let to = location.join(format!("pre_pitr_{stamp}"));
+                kept.push(KeptAside::Tablespace {
+                    oid: *oid,
+                    from: location.clone(),
+                    to,
+                });
+            }
+            kept
+        }
+        // Goes on with the same folders, so that the old directory stays in one place.
+        DestinationState::HalfKeptAside(marker) => marker.kept_aside.clone(),
+        _ => Vec::new(),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn refuse_tablespaces(facts: &Facts, kept_aside: &[KeptAside]) -> Result<()> {
+    let moved = |location: &Path| {
+        kept_aside
+            .iter()
+            .any(|kept| matches!(kept, KeptAside::Tablespace { from, .. } if from == location))
+            || half_restored(facts, location)
+    };
+    for tablespace in &facts.tablespaces {
+        let location = &tablespace.location;
+        let why = match &tablespace.state {
+            LocationState::Occupied(names) if !moved(location) => format!("It holds: {}.", names.join(", ")),
+            LocationState::NotADirectory => "It is not a directory.".to_owned(),
+            _ => continue,
+        };
+        let name = facts.attempts.last().and_then(|attempt| {
+            let named = attempt
+                .backup
+                .tablespaces
+                .iter()
+                .find(|known| known.oid == tablespace.oid)?;
+            Some(named.name.clone())
+        });
+        let name = name.unwrap_or_else(|| tablespace.oid.to_string());
+        return Err(Error::new(
+            "tablespace-location-in-use",
+            format!("tablespace \"{name}\" cannot go to \"{}\"", location.display()),
+        )
+        .detail(format!("{why} Another cluster may be using it."))
+        .hint(format!(
+            "Choose an empty directory: --tablespace {name}=/path/to/an/empty/directory"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether an interrupted restore into this destination was filling that location.
+fn half_restored(facts: &Facts, location: &Path) -> bool {
+    match &facts.destination.state {
+        DestinationState::HalfRestored(marker) | DestinationState::HalfKeptAside(marker) => {
+            marker.outside.iter().any(|(_, outside)| outside == location)
+        }
+        _ => false,
+    }
+}
+
+fn tablespace_plans(facts: &Facts, backup: &Backup) -> Vec<TablespacePlan> {
+    backup
+        .tablespaces
+        .iter()
+        .map(|tablespace| TablespacePlan {
+            oid: tablespace.oid,
+            name: tablespace.name.clone(),
+            original: tablespace.location.clone(),
+            location: facts
+                .tablespaces
+                .iter()
+                .find(|known| known.oid == tablespace.oid)
+                .map(|known| known.location.clone()),
+        })
+        .collect()
+}
+
+/// Replay makes these at the path in the record, whatever any mapping says (hard rule 30).
+fn created_tablespaces(
+    facts: &Facts,
+    created: Vec<TablespaceCreated>,
+    kept_aside: &[KeptAside],
+) -> Result<(Vec<TablespaceCreated>, Vec<PathBuf>)> {
+    // A copy's sandbox deals with them: it hides these paths, or refuses.
+    if facts.request.purpose == Purpose::Copy {
+        return Ok((created, Vec::new()));
+    }
+    let mut directories = Vec::new();
+    for tablespace in &facts.created_tablespaces {
+        let location = &tablespace.location;
+        let moved = kept_aside
+            .iter()
+            .any(|kept| matches!(kept, KeptAside::Tablespace { from, .. } if from == location));
+        let why = match &tablespace.state {
+            LocationState::Missing => {
+                directories.push(location.clone());
+                continue;
+            }
+            LocationState::Empty => continue,
+            LocationState::Occupied(_) if moved => continue,
+            LocationState::Occupied(names) => format!("That directory holds: {}.", names.join(", ")),
+            LocationState::NotADirectory => "That is not a directory.".to_owned(),
+        };
+        let at = created
+            .iter()
+            .find(|known| known.oid == tablespace.oid)
+            .map_or(Lsn(0), |known| known.at);
+        return Err(Error::new(
+            "tablespace-created-in-use",
+            format!(
+                "the WAL to be replayed creates a tablespace at \"{}\"",
+                location.display()
+            ),
+        )
+        .detail(format!(
+            "{why} Replay would write into it, and no setting changes that path."
+        ))
+        .hint(format!(
+            "Restore on another host, or to a point before {at} (`--to {at}`), or move that directory away."
+        )));
+    }
+    Ok((created, directories))
+}
+
+fn configuration(configuration: &Configuration, backup: &Backup) -> (Vec<GeneratedFile>, Vec<String>) {
+    let reference: Vec<String> = backup
+        .configuration
+        .iter()
+        .filter(|file| file.path.is_some())
+        .map(|file| file.original.clone())
+        .collect();
+    let file = |name: &str, content: String, reason: &str| GeneratedFile {
+        name: name.to_owned(),
+        content,
+        reason: reason.to_owned(),
+    };
+    let generated = match configuration {
+        Configuration::Generated {
+            postgresql_conf,
+            pg_hba_conf,
+            pg_ident_conf,
+        } => {
+            let reason = "asked for";
+            vec![
+                file("pg_hba.conf", pg_hba_conf.clone(), reason),
+                file("pg_ident.conf", pg_ident_conf.clone(), reason),
+                file("postgresql.conf", postgresql_conf.clone(), reason),
+            ]
+        }
+        Configuration::Restored => {
+            let outside = |role: &str| backup.configuration.iter().any(|file| file.role == role);
+            let reason = "the original lay outside of the data directory";
+            let mut files = Vec::new();
+            if outside("hba_file") {
+                files.push(file("pg_hba.conf", settings::generated_pg_hba_conf(), reason));
+            }
+            if outside("ident_file") {
+                files.push(file("pg_ident.conf", settings::generated_pg_ident_conf(), reason));
+            }
+            if outside("config_file") {
+                let originals: Vec<String> = backup
+                    .configuration
+                    .iter()
+                    .filter(|file| matches!(file.role.as_str(), "config_file" | "include"))
+                    .map(|file| file.original.clone())
+                    .collect();
+                let content = settings::generated_postgresql_conf(&backup.backup.to_string(), &originals);
+                files.push(file("postgresql.conf", content, reason));
+            }
+            files
+        }
+    };
+    (generated, reference)
+}
+
+fn maxima_of(backup: &Backup) -> Maxima {
+    Maxima {
+        max_connections: backup.settings.max_connections,
+        max_worker_processes: backup.settings.max_worker_processes,
+        max_wal_senders: backup.settings.max_wal_senders,
+        max_prepared_transactions: backup.settings.max_prepared_transactions,
+        max_locks_per_transaction: backup.settings.max_locks_per_transaction,
+    }
+}
+
+fn notes(facts: &Facts, attempt: &Attempt, stops: &[Stop], generated: &[GeneratedFile]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for history in &facts.unreachable_histories {
+        let who = if history.is_poison() {
+            ", written by nobody that is known here,"
+        } else {
+            ""
+        };
+        notes.push(format!(
+            "The history of timeline {}{who} leaves timeline {} at {}, before its archived end at {}; this plan follows \
+             timeline {} by its number.",
+            history.timeline,
+            history.parent,
+            history.switch,
+            history.parent_end,
+            attempt.path.as_ref().map_or(TimelineId(0), |path| path.timeline())
+        ));
+    }
+    let unread = attempt.trace.as_ref().map_or(0, |trace| trace.unread.len());
+    if unread > 0 {
+        notes.push(format!(
+            "{unread} records that span two WAL segments could not be read here; commits among them are not counted, and \
+             recovery may stop at one of them."
+        ));
+    }
+    if let Some(missing) = attempt
+        .backup
+        .configuration
+        .iter()
+        .find(|file| file.path.is_none())
+    {
+        notes.push(format!(
+            "The configuration file {} was not captured.",
+            missing.original
+        ));
+    }
+    if facts.request.purpose == Purpose::Server
+        && generated.iter().any(|file| file.name == "postgresql.conf")
+        && facts.request.configuration == Configuration::Restored
+    {
+        notes.push(
+            "The configuration lay outside of the data directory. Started with its own configuration files, the server \
+             still takes recovery's settings from postgresql.auto.conf."
+                .into(),
+        );
+    }
+    let dropped = stops.iter().any(|stop| {
+        stop.action == Action::Pause && matches!(stop.target.target, Target::BeforeXid(_) | Target::Lsn(_))
+    });
+    if dropped {
+        notes.push(
+            "Paused before a transaction ends, its locks are held: a table that it drops cannot be read before promotion."
+                .into(),
+        );
+    }
+    if attempt
+        .trace
+        .as_ref()
+        .is_some_and(|trace| !trace.custom_resource_managers.is_empty())
+    {
+        notes.push(
+            "The WAL holds records of extensions' resource managers: shared_preload_libraries must load these extensions."
+                .into(),
+        );
+    }
+    notes
+}

@@ -1,0 +1,31 @@
+//! Who wants to hear how far a restore is.
+
+use serde::{Deserialize, Serialize};
+
+/// The steps of a restore, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// The existing directory is kept aside.
+    KeepAside,
+    /// Files are written.
+    Write,
+    /// Everything is brought to disk.
+    Sync,
+    /// `pg_control` is put in place.
+    Finish,
+}
+
+/// Called from several threads.
+pub trait Progress: Sync {
+    /// A step begins; totals are those of the whole restore.
+    fn step(&self, _step: Step, _bytes_total: u64, _files_total: u64) {}
+    /// So much more was written (zero blocks included).
+    fn advance(&self, _bytes: u64, _files: u64) {}
+}
+
+/// Silence.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {}
