@@ -1,0 +1,91 @@
+//! What an error that ends a drill means: the recovery does not work, or nothing could be seen.
+//!
+//! Invariant: an unknown error is never a finding and never a pass: it is "could not look".
+
+use diagnostic::Error;
+
+use crate::facts::{Failure, FailureKind};
+use crate::server_error::texts;
+use crate::verdict::code;
+
+/// Reason codes that errors of this room carry themselves; each is a finding.
+const FINDINGS: [&str; 10] = [
+    code::WAL_MISSING,
+    code::OBJECT_DAMAGED,
+    code::TARGET_UNREACHABLE,
+    code::TARGET_NOT_REACHED,
+    code::PAUSED_BY_PARAMETER_CHANGE,
+    code::RECOVERY_STOPPED_EARLY,
+    code::SERVER_ENDED,
+    code::NO_BACKUP,
+    code::NOT_ARCHIVED,
+    code::KEY_WRONG,
+];
+
+/// Kind and reason code of an error.
+pub fn classify(error: &Error) -> (FailureKind, &'static str) {
+    let found = |code: &'static str| (FailureKind::Finding, code);
+    let given = error.code();
+    if let Some(code) = FINDINGS.into_iter().find(|code| *code == given) {
+        return found(code);
+    }
+    match given {
+        "drill-aborted" => (FailureKind::Aborted, code::ABORTED),
+        "wal-gap" => found(code::WAL_MISSING),
+        "wal-damaged" | "wal-conflict" | "wal-segment-name" | "object-missing" | "repository-format" | "backup-record" => {
+            found(code::OBJECT_DAMAGED)
+        }
+        damaged if damaged.ends_with("-damaged") => found(code::OBJECT_DAMAGED),
+        "target-before-backup-end"
+        | "target-beyond-archive"
+        | "time-target-needs-later-commit"
+        | "unknown-xid"
+        | "unknown-restore-point"
+        | "backup-not-on-timeline"
+        | "timeline-unknown"
+        | "timeline-ambiguous"
+        | "history-ambiguous" => found(code::TARGET_UNREACHABLE),
+        "backup-unknown" | "backup-missing" => found(code::NO_BACKUP),
+        "key-role" | "key-epoch" => found(code::KEY_WRONG),
+        "point-not-made" => (FailureKind::CouldNotLook, code::POINT_NOT_MADE),
+        _ => (FailureKind::CouldNotLook, code::COULD_NOT_LOOK),
+    }
+}
+
+/// The failure of a step, fit for the evidence.
+pub fn failure(step: &str, error: &Error) -> Failure {
+    let (kind, code) = classify(error);
+    let (message, detail) = texts(error);
+    Failure {
+        step: step.into(),
+        kind,
+        code: code.into(),
+        error_code: error.code().into(),
+        message,
+        detail,
+        hint: error.hint_text().map(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_segment_fails_and_an_unreachable_server_does_not() {
+        for (given, expected) in [
+            ("wal-gap", (FailureKind::Finding, code::WAL_MISSING)),
+            ("object-damaged", (FailureKind::Finding, code::OBJECT_DAMAGED)),
+            ("tree-damaged", (FailureKind::Finding, code::OBJECT_DAMAGED)),
+            ("target-beyond-archive", (FailureKind::Finding, code::TARGET_UNREACHABLE)),
+            ("no-backup", (FailureKind::Finding, code::NO_BACKUP)),
+            ("recovery-stopped-early", (FailureKind::Finding, code::RECOVERY_STOPPED_EARLY)),
+            ("server-unreachable", (FailureKind::CouldNotLook, code::COULD_NOT_LOOK)),
+            ("destination-too-small", (FailureKind::CouldNotLook, code::COULD_NOT_LOOK)),
+            ("replay-timeout", (FailureKind::CouldNotLook, code::COULD_NOT_LOOK)),
+            ("drill-aborted", (FailureKind::Aborted, code::ABORTED)),
+        ] {
+            assert_eq!(classify(&Error::new(given, "x")), expected, "{given}");
+        }
+    }
+}

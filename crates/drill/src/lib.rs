@@ -1,0 +1,40 @@
+//! A throw-away copy and what is done with it: drills, from the point made in production to the evidence.
+//!
+//! Looking (everything with an effect) is apart from judging ([`judge`], pure): a drill gathers [`Facts`], and the
+//! verdict can be computed from them again by anybody. Invariants of the room: a copy cannot reach or harm
+//! production, and the evidence says how far that was made sure; a plan for a drill comes from the planner that
+//! `restore` uses; what could not be looked at never passes; a drill leaves production as it was but for pgproof's
+//! own, bounded table.
+
+pub mod amcheck;
+pub mod archive;
+pub mod checks;
+#[cfg(test)]
+mod checks_tests;
+pub mod classify;
+pub mod copy;
+pub mod copy_settings;
+pub mod engine;
+pub mod fault;
+pub mod feed;
+pub mod log;
+pub mod page_checks;
+mod perform;
+pub mod point;
+pub mod rows;
+pub mod sequences;
+mod server_error;
+pub mod snapshot;
+pub mod evidence;
+pub mod facts;
+pub mod options;
+pub mod verdict;
+#[cfg(test)]
+mod verdict_tests;
+
+pub use engine::{Outcome, run};
+pub use facts::Facts;
+pub use options::{
+    BUILT_IN_CHECKS, Documents, Drill, DrillTarget, Fault, Profile, SandboxOptions, Silent, SqlCheck, Watcher,
+};
+pub use verdict::{Reason, Status, Verdict, Weight, code, judge};

@@ -1,0 +1,191 @@
+//! What a drill is given: the profile (what is to be proved, and how well), the places, and the callbacks.
+//!
+//! Invariant: the room reads no environment, no configuration file and no wall clock; all of that stands here.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use diagnostic::Result;
+use jiff::Timestamp;
+use repository::ClusterRepository;
+
+use crate::facts::{Facts, People, Rpo};
+use crate::verdict::Verdict;
+
+/// Which point the drill recovers to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DrillTarget {
+    /// A point that the drill makes in production itself: nonces around it, and the row proof.
+    Bracket,
+    /// A point of the past, with the words in which it was asked for.
+    Point(history::Target, String),
+}
+
+/// A check of the user's own: one statement that gives one value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqlCheck {
+    /// A stable word.
+    pub id: String,
+    /// The database; the connection's own if absent.
+    pub database: Option<String>,
+    /// The statement, run in a read-only transaction in the copy.
+    pub sql: String,
+    /// The value it must give, as PostgreSQL prints it (`true` and `t` mean the same).
+    pub expect: String,
+}
+
+/// The built-in checks that can be asked for by name.
+pub const BUILT_IN_CHECKS: [&str; 3] = ["row-proof", "page-checksums", "amcheck"];
+
+/// What is to be proved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The point.
+    pub target: DrillTarget,
+    /// Recovery time objective.
+    pub rto: Option<Duration>,
+    /// From this share of the objective on, the recovery time is a warning (two thirds: 60 of 90 minutes).
+    pub rto_warning_share: f64,
+    /// Recovery point objective.
+    pub rpo: Option<Duration>,
+    /// Built-in checks, by name: `row-proof`, `page-checksums`, `amcheck`.
+    pub checks: Vec<String>,
+    /// The user's own checks.
+    pub sql_checks: Vec<SqlCheck>,
+    /// How long a segment may take until it is in the repository.
+    pub archive_timeout: Duration,
+    /// How long one server start with its replay may take.
+    pub replay_timeout: Duration,
+    /// How long one statement of a check may take, in production and in the copy.
+    pub statement_timeout: Duration,
+    /// How often the point is made anew when a table was rewritten while it was read.
+    pub point_attempts: u32,
+    /// Snapshots taken for each database and attempt (5 to 8 are enough under load).
+    pub snapshots: u32,
+}
+
+impl Profile {
+    /// A bracket with row proof, page checksums and amcheck, and generous limits.
+    pub fn bracket(name: &str) -> Profile {
+        Profile {
+            name: name.into(),
+            target: DrillTarget::Bracket,
+            rto: None,
+            rto_warning_share: 2.0 / 3.0,
+            rpo: None,
+            checks: BUILT_IN_CHECKS.iter().map(ToString::to_string).collect(),
+            sql_checks: Vec::new(),
+            archive_timeout: Duration::from_secs(300),
+            replay_timeout: Duration::from_secs(4 * 3600),
+            statement_timeout: Duration::from_secs(3600),
+            point_attempts: 3,
+            snapshots: 6,
+        }
+    }
+}
+
+/// A fault that is planted into the copy, so that the drill must fail: the drill of the drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// One row is changed on disk, under a valid page checksum.
+    RowChangedInCopy,
+    /// The copy starts with `archive_mode=on` and an `archive_command` (that writes into the copy's own folder).
+    ArchiveCommandInherited,
+}
+
+impl Fault {
+    /// The stable word: `row-changed-in-copy`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Fault::RowChangedInCopy => "row-changed-in-copy",
+            Fault::ArchiveCommandInherited => "archive-command-inherited",
+        }
+    }
+}
+
+/// Where the copy lives.
+#[derive(Debug, Clone)]
+pub struct SandboxOptions {
+    /// A folder that exists; each drill makes its own in it. As root it must be passable by the server's account.
+    pub parent: PathBuf,
+    /// Leave the copy's folder in place (the server is stopped anyway).
+    pub keep: bool,
+    /// A program that enters the quarantine and becomes the server; `--spec FILE --` and the server's command line
+    /// are appended to its arguments. Without it the quarantine is by configuration only.
+    pub launcher: Option<cluster::Launcher>,
+    /// Further places where PostgreSQL's programs may be.
+    pub programs: Vec<PathBuf>,
+    /// Paths that the copy must not see, besides production's own.
+    pub hidden: Vec<PathBuf>,
+    /// As root: whom the copy belongs to (uid, gid). Otherwise ignored.
+    pub owner: Option<(u32, u32)>,
+    /// A superuser of the copy, when production is not asked for one; `None`: `postgres`.
+    pub superuser: Option<String>,
+    /// Libraries that replay needs (they provide a custom resource manager) and that may be loaded in the copy.
+    pub preload: Vec<String>,
+    /// Memory that the copy may use; `None`: half of what is available.
+    pub memory_bytes: Option<u64>,
+    /// Threads for restoring and checking; 0: as many as there are processors.
+    pub threads: usize,
+}
+
+/// What a drill tells while it runs.
+pub trait Watcher: Sync {
+    /// A step begins. Numbers begin with 1.
+    fn step(&self, number: usize, of: usize, title: &str);
+    /// Something to know within a step.
+    fn note(&self, text: &str);
+    /// Work done in a step, with the unit (`bytes`, `tables`, `segments`).
+    fn advance(&self, done: u64, total: Option<u64>, unit: &str);
+}
+
+/// A watcher that says nothing.
+pub struct Silent;
+
+impl Watcher for Silent {
+    fn step(&self, _number: usize, _of: usize, _title: &str) {}
+    fn note(&self, _text: &str) {}
+    fn advance(&self, _done: u64, _total: Option<u64>, _unit: &str) {}
+}
+
+/// Files of the evidence that are made from facts and verdict (`report.md`): name and content.
+pub type Documents = Vec<(String, Vec<u8>)>;
+
+/// Everything that a drill is given.
+pub struct Drill<'a> {
+    /// The cluster in the copy of the repository that is drilled.
+    pub repository: &'a ClusterRepository,
+    /// How to reach production; needed for a bracket.
+    pub production: Option<&'a str>,
+    /// The profile.
+    pub profile: Profile,
+    /// Where the copy lives.
+    pub sandbox: SandboxOptions,
+    /// Who takes part.
+    pub people: People,
+    /// Why it is run.
+    pub trigger: String,
+    /// When the next one is due.
+    pub next_due: Option<Timestamp>,
+    /// The host's name.
+    pub host: Option<String>,
+    /// pgproof's version.
+    pub tool_version: String,
+    /// Measures what would be lost now; called once, before the drill touches production.
+    pub rpo: Option<&'a dyn Fn() -> Result<Rpo>>,
+    /// The wall clock.
+    pub clock: &'a dyn Fn() -> Timestamp,
+    /// Makes documents of facts and verdict.
+    pub documents: &'a dyn Fn(&Facts, &Verdict) -> Documents,
+    /// A folder that gets a copy of the report (`<drill id>.md`) and of the evidence (`<drill id>/`).
+    pub report_directory: Option<PathBuf>,
+    /// Faults to plant.
+    pub faults: Vec<Fault>,
+    /// Set from outside to stop the drill between two steps and in its waits.
+    pub abort: &'a AtomicBool,
+    /// Who watches.
+    pub watcher: &'a dyn Watcher,
+}

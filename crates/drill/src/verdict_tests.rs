@@ -1,0 +1,317 @@
+//! Claims about the verdict, against facts made by hand.
+
+use jiff::Timestamp;
+use postgres::Lsn;
+
+use crate::facts::*;
+use crate::verdict::{Status, Verdict, Weight, code, judge};
+
+fn check(id: &str, result: CheckResult, reason: Option<&str>) -> Check {
+    Check {
+        id: id.into(),
+        definition: "what is looked at".into(),
+        expected: "this".into(),
+        actual: "that".into(),
+        result,
+        reason: reason.map(Into::into),
+        duration_ms: 1,
+    }
+}
+
+fn layer(name: &str) -> Layer {
+    Layer { name: name.into(), applied: true, reason: None }
+}
+
+fn digest(rows: u64, digest: &str) -> Side {
+    Side::Digest { rows, digest: digest.into() }
+}
+
+/// Facts of a drill in which everything is as it should be.
+fn good() -> Facts {
+    let now: Timestamp = "2026-01-25T14:30:00Z".parse().expect("a time");
+    Facts {
+        version: FACTS_VERSION,
+        identity: Identity {
+            drill_id: "pitr_drill_20260125T143000Z".into(),
+            profile: "quarterly-pitr".into(),
+            scenario: "bracket".into(),
+            trigger: "by hand".into(),
+            environment: "sandbox".into(),
+            tool_version: "0.1.0".into(),
+            host: None,
+            next_due: None,
+        },
+        scope: Scope { cluster: "main".into(), ..Scope::default() },
+        objectives: Objectives {
+            rto_seconds: Some(90 * 60),
+            rto_warning_seconds: Some(60 * 60),
+            rpo_seconds: Some(300),
+            required_checks: vec!["target".into(), "bracket".into(), "row-proof".into()],
+            requested_checks: vec!["page-checksums".into(), "amcheck".into()],
+        },
+        people: People::default(),
+        started_at: now,
+        finished_at: Some(now),
+        input: None,
+        plan: None,
+        target: TargetFacts {
+            requested: "bracket".into(),
+            stops: vec![StopFacts {
+                purpose: "requested target".into(),
+                settings: vec![("recovery_target_name".into(), "x".into())],
+                outcome: StopOutcome::Paused,
+                reached_lsn: Some(Lsn(1)),
+                reached_time: None,
+                stop_line: None,
+                duration_ms: 5,
+            }],
+        },
+        steps: vec![],
+        rto: Some(Rto { total_ms: 20_000, ..Rto::default() }),
+        rpo: Some(Rpo { seconds: Some(1.5), bytes: 10, commits: 3, exact: true, method: "WAL".into() }),
+        bracket: None,
+        row_proof: Some(RowProof {
+            definition: "sum".into(),
+            tables: vec![TableProof {
+                database: "shop".into(),
+                table: "public.orders".into(),
+                production: digest(7, "aa"),
+                copy: digest(7, "aa"),
+            }],
+            sequences: vec![],
+        }),
+        checks: ["target", "bracket", "row-proof", "page-checksums", "amcheck", "rto", "rpo"]
+            .map(|id| check(id, CheckResult::Pass, None))
+            .into(),
+        quarantine: Some(QuarantineFacts {
+            layers: vec![layer("landlock"), layer("mount-namespace"), layer("network-namespace")],
+            probes: vec![],
+            neutralised: vec![],
+            level: QuarantineLevel::Full,
+        }),
+        substitutions: vec![],
+        archive: None,
+        server_log: vec![],
+        teardown: Some(Teardown {
+            server_stopped: true,
+            folder_removed: true,
+            kept_on_request: false,
+            left: vec![],
+        }),
+        failure: None,
+        planted_faults: vec![],
+        limits: vec![],
+    }
+}
+
+fn set(facts: &mut Facts, id: &str, result: CheckResult, reason: Option<&str>) {
+    for each in &mut facts.checks {
+        if each.id == id {
+            each.result = result;
+            each.reason = reason.map(Into::into);
+        }
+    }
+}
+
+fn codes(verdict: &Verdict) -> Vec<&str> {
+    verdict.reasons.iter().map(|reason| reason.code.as_str()).collect()
+}
+
+#[test]
+fn everything_seen_and_good_is_passed_without_reasons() {
+    let verdict = judge(&good());
+    assert_eq!(verdict, Verdict { status: Status::Passed, reasons: vec![] });
+}
+
+#[test]
+fn not_run_and_could_not_look_of_a_required_check_never_pass() {
+    for result in [CheckResult::NotRun, CheckResult::CouldNotLook] {
+        for id in ["target", "bracket", "row-proof"] {
+            let mut facts = good();
+            set(&mut facts, id, result, None);
+            assert_eq!(judge(&facts).status, Status::Inconclusive, "{id} {result}");
+        }
+    }
+    let mut facts = good();
+    facts.checks.retain(|check| check.id != "row-proof");
+    assert_eq!(judge(&facts).status, Status::Inconclusive, "a required check that is not even recorded");
+}
+
+#[test]
+fn a_requested_check_that_could_not_look_is_inconclusive_and_one_not_run_is_an_observation() {
+    let mut facts = good();
+    set(&mut facts, "amcheck", CheckResult::CouldNotLook, None);
+    assert_eq!(judge(&facts).status, Status::Inconclusive);
+    set(&mut facts, "amcheck", CheckResult::NotRun, None);
+    assert_eq!(judge(&facts).status, Status::PassedWithObservations);
+}
+
+#[test]
+fn each_failed_check_fails_the_drill_with_its_own_code() {
+    for (id, reason) in [
+        ("row-proof", code::ROWS_DIFFER),
+        ("page-checksums", code::PAGE_CHECKSUMS_BAD),
+        ("amcheck", code::AMCHECK_FAILED),
+        ("rto", code::RTO_EXCEEDED),
+        ("rpo", code::RPO_EXCEEDED),
+        ("bracket", code::MARKER_MISSING),
+        ("target", code::TARGET_NOT_REACHED),
+    ] {
+        let mut facts = good();
+        set(&mut facts, id, CheckResult::Fail, Some(reason));
+        let verdict = judge(&facts);
+        assert_eq!((verdict.status, codes(&verdict)), (Status::Failed, vec![reason]));
+    }
+}
+
+#[test]
+fn a_warning_is_an_observation() {
+    let mut facts = good();
+    set(&mut facts, "rto", CheckResult::Warn, Some(code::RTO_AT_RISK));
+    let verdict = judge(&facts);
+    assert_eq!((verdict.status, codes(&verdict)), (Status::PassedWithObservations, vec![code::RTO_AT_RISK]));
+}
+
+#[test]
+fn an_early_end_is_judged_by_what_it_says() {
+    for (kind, status) in [
+        (FailureKind::Finding, Status::Failed),
+        (FailureKind::CouldNotLook, Status::Inconclusive),
+        (FailureKind::Aborted, Status::Aborted),
+    ] {
+        let mut facts = good();
+        facts.failure = Some(Failure {
+            step: "restore".into(),
+            kind,
+            code: code::WAL_MISSING.into(),
+            error_code: "wal-gap".into(),
+            message: "WAL segment 000000010000000000000003 is in no copy".into(),
+            detail: None,
+            hint: None,
+        });
+        assert_eq!(judge(&facts).status, status);
+    }
+}
+
+#[test]
+fn a_failure_outweighs_a_doubt_and_leads_the_reasons() {
+    let mut facts = good();
+    set(&mut facts, "row-proof", CheckResult::CouldNotLook, None);
+    set(&mut facts, "page-checksums", CheckResult::Fail, Some(code::PAGE_CHECKSUMS_BAD));
+    let verdict = judge(&facts);
+    assert_eq!(verdict.status, Status::Failed);
+    assert_eq!(verdict.reasons.first().map(|reason| reason.weight), Some(Weight::Failure));
+}
+
+#[test]
+fn a_recorded_pass_is_computed_again_from_the_digests() {
+    let mut facts = good();
+    if let Some(proof) = &mut facts.row_proof {
+        proof.tables[0].copy = digest(7, "bb");
+    }
+    let verdict = judge(&facts);
+    assert_eq!((verdict.status, codes(&verdict)), (Status::Failed, vec![code::EVIDENCE_CONTRADICTS]));
+    facts.row_proof = None;
+    assert_eq!(judge(&facts).status, Status::Failed, "a PASS without any digest");
+    let mut facts = good();
+    facts.rto = Some(Rto { total_ms: 90 * 60 * 1000 + 1, ..Rto::default() });
+    assert_eq!(judge(&facts).status, Status::Failed);
+    let mut facts = good();
+    facts.rpo = None;
+    assert_eq!(judge(&facts).status, Status::Failed);
+}
+
+#[test]
+fn isolation_that_is_less_than_full_takes_away_the_plain_pass() {
+    let mut facts = good();
+    if let Some(quarantine) = &mut facts.quarantine {
+        quarantine.level = QuarantineLevel::Partial;
+        quarantine.layers[0].applied = false;
+    }
+    let verdict = judge(&facts);
+    assert_eq!((verdict.status, codes(&verdict)), (Status::PassedWithObservations, vec![code::QUARANTINE_PARTIAL]));
+    if let Some(quarantine) = &mut facts.quarantine {
+        quarantine.layers.clear();
+        quarantine.level = QuarantineLevel::ConfigurationOnly;
+    }
+    assert_eq!(codes(&judge(&facts)), [code::QUARANTINE_CONFIGURATION_ONLY]);
+    facts.quarantine = None;
+    assert_eq!(judge(&facts).status, Status::Inconclusive);
+}
+
+#[test]
+fn a_probe_that_gets_through_full_isolation_fails_the_drill() {
+    let mut facts = good();
+    if let Some(quarantine) = &mut facts.quarantine {
+        quarantine.probes.push(ProbeFacts {
+            name: "connect-production-socket".into(),
+            expectation: "denied".into(),
+            outcome: "allowed".into(),
+            result: ProbeResult::Breached,
+        });
+    }
+    let verdict = judge(&facts);
+    assert_eq!((verdict.status, codes(&verdict)), (Status::Failed, vec![code::QUARANTINE_BREACHED]));
+}
+
+#[test]
+fn a_planted_fault_that_nobody_noticed_fails_the_drill() {
+    let mut facts = good();
+    facts.planted_faults.push("row-changed-in-copy".into());
+    assert_eq!(codes(&judge(&facts)), [code::FAULT_NOT_NOTICED]);
+    set(&mut facts, "row-proof", CheckResult::Fail, Some(code::ROWS_DIFFER));
+    assert_eq!(codes(&judge(&facts)), [code::ROWS_DIFFER]);
+}
+
+#[test]
+fn without_a_stop_there_is_no_pass() {
+    let mut facts = good();
+    facts.target.stops.clear();
+    assert_eq!(judge(&facts).status, Status::Inconclusive);
+    let mut facts = good();
+    facts.target.stops[0].outcome = StopOutcome::Failed;
+    assert_eq!(judge(&facts).status, Status::Failed);
+}
+
+#[test]
+fn two_absences_and_failed_looks_are_never_equal() {
+    let proof = |production: Side, copy: Side| {
+        TableProof { database: "d".into(), table: "t".into(), production, copy }.result()
+    };
+    let lost = || Side::CouldNotLook("lock".into());
+    assert_eq!(proof(lost(), lost()), CheckResult::CouldNotLook);
+    assert_eq!(proof(Side::Absent, Side::Absent), CheckResult::CouldNotLook);
+    assert_eq!(proof(Side::Unreadable("XX001".into()), Side::Unreadable("XX001".into())), CheckResult::CouldNotLook);
+    assert_eq!(proof(digest(1, "a"), Side::Absent), CheckResult::Fail);
+    assert_eq!(proof(Side::Absent, digest(1, "a")), CheckResult::Fail);
+    assert_eq!(proof(digest(1, "a"), Side::Unreadable("XX001".into())), CheckResult::Fail);
+    assert_eq!(proof(digest(1, "a"), digest(2, "a")), CheckResult::Fail, "equal sums of another number of rows");
+    assert_eq!(proof(digest(1, "a"), digest(1, "a")), CheckResult::Pass);
+}
+
+#[test]
+fn the_same_facts_read_back_from_json_give_the_same_verdict() {
+    let mut facts = good();
+    set(&mut facts, "row-proof", CheckResult::NotRun, None);
+    let text = serde_json::to_string(&facts).expect("facts are JSON");
+    assert!(text.contains("\"NOT RUN\""));
+    let again: Facts = serde_json::from_str(&text).expect("and read back");
+    assert_eq!(again, facts);
+    assert_eq!(judge(&again), judge(&facts));
+    let verdict = serde_json::to_string(&judge(&facts)).expect("JSON");
+    assert!(verdict.contains("INCONCLUSIVE"));
+}
+
+#[test]
+fn exit_codes_are_those_of_the_design() {
+    let codes: Vec<u8> = [
+        Status::Passed,
+        Status::PassedWithObservations,
+        Status::Failed,
+        Status::Inconclusive,
+        Status::Aborted,
+    ]
+    .map(Status::exit_code)
+    .into();
+    assert_eq!(codes, [0, 0, 3, 4, 4]);
+}
