@@ -1,0 +1,176 @@
+"""The tools that are compared, each by its whole commands as an operator would type them.
+
+A tool's `begin` makes a new, empty repository and is never timed. A command that a tool does not have is None.
+"""
+
+import os
+import re
+
+
+def folder_bytes(folder):
+    return sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(folder) for name in names)
+
+
+class Tool:
+    archive = None  # its archive_command
+    wal_push = wal_get = verify = second = None
+
+    def __init__(self, name, cluster, runner, home):
+        self.name = name
+        self.cluster = cluster
+        self.runner = runner
+        self.home = home
+        self.repository = os.path.join(home, "repository")
+
+    def fresh_home(self):
+        self.cluster.archive_with(None)
+        self.runner.run(["rm", "-rf", self.home], self.cluster.folder)
+        self.runner.run(["mkdir", "-p", self.home], self.cluster.folder)
+
+    def repository_bytes(self):
+        return folder_bytes(self.repository)
+
+    def forget_cache(self):
+        """The repository's pages leave the page cache, as they would on a restore after a disaster."""
+        for at, _, names in os.walk(self.repository):
+            for name in names:
+                descriptor = os.open(os.path.join(at, name), os.O_RDONLY)
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+
+
+class PgBaseBackup(Tool):
+    """tar, compressed by the server, with the WAL it needs (without, it waits for the archiver in steps of one
+    second); restored by tar and one sync, and verified on what was restored, for it cannot read tar."""
+
+    def __init__(self, method, *rest):
+        super().__init__(f"pg_basebackup {method}", *rest)
+        self.method = method
+        self.program = os.path.join(self.cluster.programs, "pg_basebackup")
+        level = ":level=1" if method == "zstd" else ""
+        self.full = [self.program, "-d", self.cluster.conninfo, "-D", self.repository, "-Ft", "-X", "fetch", "-c", "fast",
+                     f"--compress=server-{method}{level}"]
+        self.start = [self.program, "--version"]
+
+    @property
+    def version(self):
+        return self.runner.run([self.program, "--version"], self.cluster.folder).output.strip()
+
+    def begin(self):
+        self.fresh_home()
+
+    def restore(self, into):
+        suffix, decompress = ("lz4", "lz4 -dc") if self.method == "lz4" else ("zst", "zstd -dcq")
+        return ["sh", "-c", f"mkdir -m 700 '{into}' && {decompress} '{self.repository}/base.tar.{suffix}' | "
+                            f"tar -x -C '{into}' && sync -f '{into}'"]
+
+    def verify_restored(self, restored):
+        return [os.path.join(self.cluster.programs, "pg_verifybackup"), "-n", "-q",
+                "-m", os.path.join(self.repository, "backup_manifest"), restored]
+
+
+class Copy(Tool):
+    """What a plain shell command costs: the floor for WAL."""
+
+    def __init__(self, *rest):
+        super().__init__("cp", *rest)
+        self.full = self.start = None
+
+    def begin(self):
+        self.fresh_home()
+        self.runner.run(["mkdir", self.repository], self.cluster.folder)
+
+    def wal_push(self, path):
+        kept = os.path.join(self.repository, os.path.basename(path))
+        return ["sh", "-c", f"cp '{path}' '{kept}.tmp' && sync '{kept}.tmp' && mv '{kept}.tmp' '{kept}' && "
+                            f"sync '{self.repository}'"]
+
+    def wal_get(self, name, path):
+        return ["cp", os.path.join(self.repository, name), path]
+
+
+class PgBackRest(Tool):
+    """With two processes and zstd level 1; `best`: also encryption, bundles, and block incremental (from 2.46)."""
+
+    def __init__(self, program, best, *rest):
+        super().__init__("pgBackRest, plain", *rest)
+        self.program = program
+        self.best = best
+        self.blocks = best and tuple(int(part) for part in re.findall(r"\d+", self.version)[:2]) >= (2, 46)
+        if best:
+            self.name = "pgBackRest, encrypted, bundles" + (", blocks" if self.blocks else "")
+        self.base = [program, f"--config={self.home}/pgbackrest.conf", "--stanza=bench"]
+        self.full = [*self.base, "--type=full", "backup"]
+        self.second = [*self.base, "--type=incr", "backup"]
+        self.verify = [*self.base, "verify"]
+        self.start = [program, "version"]
+        self.archive = " ".join(self.base) + ' archive-push %p'
+
+    @property
+    def version(self):
+        return self.runner.run([self.program, "version"], self.cluster.folder).output.strip()
+
+    def options(self):
+        options = {
+            "repo1-path": self.repository, "log-path": self.home, "lock-path": f"{self.home}/lock",
+            "spool-path": f"{self.home}/spool", "log-level-file": "off", "log-level-console": "warn",
+            "process-max": 2, "compress-type": "zst", "compress-level": 1, "start-fast": "y",
+            "repo1-retention-full": 100}
+        if self.best:
+            options |= {"repo1-cipher-type": "aes-256-cbc", "repo1-cipher-pass": "measuring-only", "repo1-bundle": "y"}
+        if self.blocks:
+            options["repo1-block"] = "y"
+        return options
+
+    def begin(self):
+        self.fresh_home()
+        path = f"{self.home}/pgbackrest.conf"
+        with open(path, "w") as configuration:
+            configuration.write("[global]\n")
+            configuration.writelines(f"{name}={value}\n" for name, value in self.options().items())
+            configuration.write(f"[bench]\npg1-path={self.cluster.data}\npg1-socket-path={self.cluster.sockets}\n"
+                                f"pg1-port={self.cluster.port}\npg1-user=postgres\n")
+        os.chmod(path, 0o644)
+        self.runner.run([*self.base, "stanza-create"], self.cluster.folder)
+
+    def restore(self, into):
+        return ["sh", "-c", f"mkdir -m 700 '{into}' && {' '.join(self.base)} '--pg1-path={into}' --type=immediate restore"]
+
+    def wal_push(self, path):
+        return [*self.base, "archive-push", path]
+
+    def wal_get(self, name, path):
+        return [*self.base, "archive-get", name, path]
+
+
+class PgProof(Tool):
+    """Always encrypted; there is one kind of backup."""
+
+    def __init__(self, program, *rest):
+        super().__init__("pgproof", *rest)
+        self.program = program
+        self.base = [program, "--config", f"{self.home}/pgproof.toml"]
+        self.full = self.second = [*self.base, "backup"]
+        self.verify = [*self.base, "verify"]
+        self.verify_stored = [*self.base, "verify", "--no-decode"]
+        self.start = [program, "--version"]
+        self.archive = " ".join(self.base) + ' wal push %p'
+
+    @property
+    def version(self):
+        return self.runner.run([self.program, "--version"], self.cluster.folder).output.strip()
+
+    def begin(self):
+        self.fresh_home()
+        self.runner.run([*self.base, "init", "--connection", self.cluster.conninfo, "--data-directory", self.cluster.data,
+                         "--repository", f"file://{self.repository}"], self.cluster.folder)
+
+    def restore(self, into):
+        return [*self.base, "restore", "--to", "immediate", "--into", into]
+
+    def wal_push(self, path):
+        return [*self.base, "wal", "push", path]
+
+    def wal_get(self, name, path):
+        return [*self.base, "wal", "get", name, path]

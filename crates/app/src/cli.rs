@@ -1,0 +1,398 @@
+//! The command line: what may be typed, as values. No choice is made here that a command could make.
+//!
+//! Words are PostgreSQL's. A command that is not built is not listed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// PostgreSQL recovery that is proven: backups, WAL archive, restore to any point in time, and drills.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pgproof",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 110
+)]
+pub struct CommandLine {
+    /// The configuration file [default: ./pgproof.toml, then /etc/pgproof/pgproof.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Print one JSON value instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look at a server, write the configuration, create the repository and its key
+    Init(Init),
+    /// Prove the set-up end to end, one line for each check
+    Check(Check),
+    /// What can be recovered now, and what would be lost
+    Status(OfCluster),
+    /// The configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Take a base backup
+    Backup(Backup),
+    /// List backups
+    List(OfCluster),
+    /// Show one backup
+    Show(Show),
+    /// Protect a backup from ever being expired
+    Pin(Pin),
+    /// Release a pinned backup
+    Unpin(Pin),
+    /// Read what is kept, and prove it whole
+    Verify(Verify),
+    /// The WAL archive
+    #[command(subcommand)]
+    Wal(Wal),
+    /// Search the archived WAL: what happened, and the recovery target just before it
+    Find(Find),
+    /// Restore a data directory to a point in time
+    Restore(Restore),
+    /// Prove by a throw-away copy that recovery works
+    #[command(subcommand)]
+    Drill(Drill),
+    /// Keys of the repositories
+    #[command(subcommand)]
+    Key(Key),
+    /// The whole story on a throw-away cluster
+    Demo(Demo),
+    /// Asks a server on behalf of root (pgproof starts this itself)
+    #[command(hide = true)]
+    AskServer,
+    /// Runs a program inside a quarantine (pgproof starts this itself)
+    #[command(hide = true)]
+    SandboxExec(SandboxExec),
+}
+
+#[derive(Debug, Args)]
+pub struct OfCluster {
+    /// The cluster's name in the configuration [default: the only one]
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Init {
+    /// How to connect, in libpq's words: "host=/var/run/postgresql user=postgres dbname=postgres"
+    #[arg(long, value_name = "CONNINFO")]
+    pub connection: String,
+    /// Where to keep backups and WAL, for example file:///var/lib/pgproof
+    #[arg(long, value_name = "URL")]
+    pub repository: String,
+    /// The server's data directory [default: what the server says]
+    #[arg(long, value_name = "DIR")]
+    pub data_directory: Option<PathBuf>,
+    /// A name for the cluster
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub cluster: String,
+    /// A name for this copy of the backups
+    #[arg(long, value_name = "NAME", default_value = "local")]
+    pub copy: String,
+    /// Where to write the repository's key [default: COPY.key beside the configuration file]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Open the repository by the passphrase that this shell command prints, instead of a key file
+    #[arg(long, value_name = "COMMAND", conflicts_with = "key_file")]
+    pub passphrase_command: Option<String>,
+    /// Change the server's settings by ALTER SYSTEM
+    #[arg(long)]
+    pub apply: bool,
+    /// Replace an archive_command or archive_library that belongs to something else
+    #[arg(long)]
+    pub replace_archive_command: bool,
+    /// Show what would be written and changed, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// How long to wait for a WAL segment to arrive in every copy
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub wait: u64,
+    /// Do not force a WAL switch on the server
+    #[arg(long)]
+    pub no_switch: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Print each value with where it came from
+    Show,
+}
+
+#[derive(Debug, Args)]
+pub struct Backup {
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// Wait for the server's next regular checkpoint instead of asking for one now
+    #[arg(long)]
+    pub spread_checkpoint: bool,
+    /// Only into this copy [default: into every copy, one after the other]
+    #[arg(long, value_name = "NAME")]
+    pub copy: Option<String>,
+    /// Store every page again, whatever the repository already holds
+    #[arg(long)]
+    pub full: bool,
+    /// The label that PostgreSQL keeps in backup_label
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+    /// How long to wait for the backup's WAL to be archived
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub archive_timeout: u64,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Show what would be backed up, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The backup's name, as `pgproof list` prints it; or `latest`
+    pub backup: String,
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// List its files
+    #[arg(long)]
+    pub files: bool,
+    /// Count the objects and bytes that it shares and that it alone keeps alive
+    #[arg(long)]
+    pub cost: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Pin {
+    /// The backup's name, as `pgproof list` prints it; or `latest`
+    pub backup: String,
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Why; shown by `pgproof list`
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Show what would be changed, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// Only this copy
+    #[arg(long, value_name = "NAME")]
+    pub copy: Option<String>,
+    /// Check stored bytes against their checksums without decrypting and decoding them
+    #[arg(long)]
+    pub no_decode: bool,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Wal {
+    /// For archive_command: keep one finished WAL file
+    Push(WalPush),
+    /// For restore_command: place one WAL file (0 placed, 1 absent, 126 anything else)
+    Get(WalGet),
+    /// What the archive holds, by timeline
+    Status(OfCluster),
+    /// WAL that is missing; exit code 3 when there is any
+    Gaps(OfCluster),
+}
+
+#[derive(Debug, Args)]
+pub struct WalPush {
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// The file (%p), relative to the data directory
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct WalGet {
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// The file's name (%f)
+    pub file: String,
+    /// Where to put it (%p)
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Find {
+    /// Only this table: NAME, SCHEMA.NAME or DATABASE.SCHEMA.NAME
+    #[arg(long, value_name = "NAME")]
+    pub table: Option<String>,
+    /// Only these events [default: all]
+    #[arg(long, value_name = "EVENT", value_delimiter = ',')]
+    pub event: Vec<String>,
+    /// What happened around this time (five minutes before and after)
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["from", "until"])]
+    pub at: Option<String>,
+    /// Not before this time
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Not after this time
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// A delete counts when it removed at least this share of the table
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    pub minimum_share: f64,
+    /// ... and at least this many rows
+    #[arg(long, value_name = "ROWS", default_value_t = 100)]
+    pub minimum_rows: u64,
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Restore {
+    #[command(flatten)]
+    pub of: OfCluster,
+    #[command(flatten)]
+    pub target: RestoreTarget,
+    /// The timeline to recover along [default: the newest that the archive proves]
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<String>,
+    /// Restore from this backup instead of the best one
+    #[arg(long, value_name = "BACKUP")]
+    pub backup: Option<String>,
+    /// The directory to restore into; an existing one is kept aside
+    #[arg(long, value_name = "DIR", required_unless_present = "adopt")]
+    pub into: Option<PathBuf>,
+    /// Only from this copy [default: the first that has the backup]
+    #[arg(long, value_name = "NAME")]
+    pub copy: Option<String>,
+    /// Put a tablespace elsewhere; may be given several times
+    #[arg(long, value_name = "NAME=DIR")]
+    pub tablespace: Vec<String>,
+    /// What the server does at the target: pause, promote or shutdown
+    #[arg(long, value_name = "ACTION")]
+    pub action: Option<String>,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Let the server restored in DIR archive again: it becomes production
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["into", "to", "to_xid", "before_xid", "to_name"])]
+    pub adopt: Option<PathBuf>,
+    /// Print the plan, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct RestoreTarget {
+    /// A time, an LSN, `latest` or `immediate`
+    #[arg(long, value_name = "TIME|LSN|latest|immediate")]
+    pub to: Option<String>,
+    /// Up to and including this transaction
+    #[arg(long, value_name = "XID")]
+    pub to_xid: Option<u32>,
+    /// Up to the moment before this transaction committed
+    #[arg(long, value_name = "XID")]
+    pub before_xid: Option<u32>,
+    /// A named restore point
+    #[arg(long, value_name = "NAME")]
+    pub to_name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Drill {
+    /// Restore a throw-away copy for real, prove it equal to production, write the report
+    Run(DrillRun),
+    /// List drills
+    List(OfCluster),
+    /// Show one drill's report
+    Show(DrillShow),
+}
+
+#[derive(Debug, Args)]
+pub struct DrillRun {
+    /// The drill's name in the configuration [default: the only one, or a built-in profile]
+    #[arg(value_name = "PROFILE")]
+    pub profile: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// `bracket` (a point that the drill makes itself), or what `restore --to` takes
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Where to put the throw-away copy [default: below /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Keep the copy when the drill has ended
+    #[arg(long)]
+    pub keep: bool,
+    /// Restore from this copy of the backups [default: the first that has one]
+    #[arg(long, value_name = "NAME")]
+    pub copy: Option<String>,
+    /// Who runs it [default: the account's name]
+    #[arg(long, value_name = "NAME")]
+    pub operator: Option<String>,
+    /// Who reviews it
+    #[arg(long, value_name = "NAME")]
+    pub reviewer: Option<String>,
+    /// Why it is run
+    #[arg(long, value_name = "TEXT", default_value = "by hand")]
+    pub trigger: String,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillShow {
+    /// The drill's name, as `pgproof drill list` prints it; or `latest`
+    pub drill: String,
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Print the key itself, to keep it elsewhere: without it nothing can be restored
+    Export(KeyOf),
+    /// Say which key opens which repository, without showing it
+    Show(KeyOf),
+}
+
+#[derive(Debug, Args)]
+pub struct KeyOf {
+    /// The copy's name in the configuration [default: the only one]
+    #[arg(value_name = "COPY")]
+    pub copy: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Where to build the throw-away cluster [default: a new directory under the system's temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Keep everything when the demonstration has ended
+    #[arg(long)]
+    pub keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SandboxExec {
+    /// What the quarantine looks like, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub spec: PathBuf,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    pub program: Vec<std::ffi::OsString>,
+}

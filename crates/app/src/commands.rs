@@ -1,0 +1,51 @@
+//! One room for each command: gather, call, show.
+
+mod backup;
+mod check;
+mod config;
+mod drill;
+mod find;
+mod init;
+mod key;
+mod list;
+mod restore;
+mod sandbox;
+mod status;
+mod verify;
+mod wal;
+
+use diagnostic::Result;
+
+use crate::cli::{self, Command};
+use crate::context::Context;
+use crate::{account, demo};
+
+/// Runs the command; the value is the exit code.
+pub fn run(context: &Context, command: Command) -> Result<u8> {
+    match command {
+        Command::Init(arguments) => init::run(context, &arguments),
+        Command::Check(arguments) => check::run(context, &arguments),
+        Command::Status(arguments) => status::run(context, &arguments),
+        Command::Config(cli::Config::Show) => config::show(context),
+        Command::Backup(arguments) => backup::run(context, &arguments),
+        Command::List(arguments) => list::list(context, &arguments),
+        Command::Show(arguments) => list::show(context, &arguments),
+        Command::Pin(arguments) => list::pin(context, &arguments, true),
+        Command::Unpin(arguments) => list::pin(context, &arguments, false),
+        Command::Verify(arguments) => verify::run(context, &arguments),
+        Command::Wal(cli::Wal::Push(arguments)) => wal::push(context, &arguments),
+        Command::Wal(cli::Wal::Get(arguments)) => wal::get(context, &arguments),
+        Command::Wal(cli::Wal::Status(arguments)) => wal::status(context, &arguments),
+        Command::Wal(cli::Wal::Gaps(arguments)) => wal::gaps(context, &arguments),
+        Command::Key(cli::Key::Export(arguments)) => key::export(context, &arguments),
+        Command::Key(cli::Key::Show(arguments)) => key::show(context, &arguments),
+        Command::Demo(arguments) => demo::run(context, &arguments),
+        Command::AskServer => account::serve_errand(),
+        Command::Find(arguments) => find::run(context, &arguments),
+        Command::SandboxExec(arguments) => sandbox::run(&arguments),
+        Command::Restore(arguments) => restore::run(context, &arguments),
+        Command::Drill(cli::Drill::Run(arguments)) => drill::run(context, &arguments),
+        Command::Drill(cli::Drill::List(arguments)) => drill::list(context, &arguments),
+        Command::Drill(cli::Drill::Show(arguments)) => drill::show(context, &arguments),
+    }
+}

@@ -1,0 +1,139 @@
+//! `pgproof backup`: a base backup into every copy of a cluster.
+
+use std::time::Duration;
+
+use backup::base::{self, BackupResult, BaseBackupOptions, PlanOptions};
+use diagnostic::Result;
+use serde_json::{Value, json};
+
+use crate::account;
+use crate::cli;
+use crate::commands::list;
+use crate::context::Context;
+use crate::copies::{Copies, OpenCopy};
+use crate::progress::Progress;
+use crate::{exit, output};
+
+/// Shows the room's progress.
+struct Shown(Progress);
+
+impl backup::Progress for Shown {
+    fn update(&self, state: &backup::ProgressState) {
+        let stage = match state.stage {
+            backup::Stage::Starting => "waiting for the server's checkpoint",
+            backup::Stage::Reading => "reading",
+            backup::Stage::Stopping => "writing maps",
+            backup::Stage::WaitingForWal => "waiting for the archiver",
+            backup::Stage::Publishing => "publishing",
+        };
+        self.0.update(stage, state.bytes_done, state.bytes_total);
+    }
+}
+
+pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
+    let configuration = context.configuration()?;
+    let cluster = configuration.cluster(arguments.of.cluster.as_deref())?;
+    account::become_owner(&configuration, cluster)?;
+    let copies = Copies::open_all(&configuration, cluster, arguments.copy.as_deref())?;
+    let plan_options = PlanOptions {
+        data_directory: cluster.data_directory.clone(),
+        full: arguments.full,
+    };
+    let mut values = Vec::new();
+    let mut code = exit::DONE;
+    for copy in &copies {
+        let plan = base::plan(&cluster.connection, &copy.cluster, &plan_options, context.now())?;
+        if arguments.dry_run {
+            if !context.json {
+                output::line(format!("Copy {} ({}):", copy.name, copy.url));
+                output::line(plan.to_string().trim_end());
+            }
+            values.push(json!({ "copy": copy.name, "plan": plan }));
+            continue;
+        }
+        for warning in &plan.warnings {
+            output::notice(format!("warning: {warning}"));
+        }
+        let before = copy.cluster.repository().store().requests();
+        let shown = Shown(Progress::new("backup"));
+        let clock = || context.now();
+        let options = BaseBackupOptions {
+            threads: arguments.threads.unwrap_or_else(crate::context::cores),
+            label: arguments
+                .label
+                .clone()
+                .unwrap_or_else(|| format!("pgproof {}", cluster.name)),
+            fast_checkpoint: !arguments.spread_checkpoint,
+            archive_timeout: Duration::from_secs(arguments.archive_timeout),
+            clock: &clock,
+            progress: &shown,
+        };
+        let result = base::run(&plan, &cluster.connection, &copy.cluster, &options)?;
+        drop(shown);
+        let requests = copy.cluster.repository().store().requests().since(&before);
+        if !result.findings.is_empty() {
+            code = exit::BAD;
+        }
+        if !context.json {
+            print(copy, &result, &requests);
+        }
+        values.push(value(copy, &result, &requests));
+    }
+    if context.json {
+        let mut value = values.first().cloned().unwrap_or_else(|| json!({}));
+        if let (Some(object), true) = (value.as_object_mut(), values.len() > 1) {
+            object.insert("copies".into(), Value::Array(values));
+        }
+        output::json(&value);
+    }
+    Ok(code)
+}
+
+fn value(copy: &OpenCopy, result: &BackupResult, requests: &repository::RequestCounts) -> Value {
+    let mut value = list::value(&result.backup);
+    if let Some(object) = value.as_object_mut() {
+        object.insert("bytes_read".into(), json!(result.bytes_read));
+        object.insert("bytes_stored".into(), json!(result.bytes_stored));
+        object.insert("copy".into(), json!(copy.name));
+        object.insert("pages_stored".into(), json!(result.pages_stored));
+        object.insert("pages_reused".into(), json!(result.pages_reused));
+        object.insert("excused_pages".into(), json!(result.excused));
+        object.insert("findings".into(), json!(result.findings));
+        object.insert("requests".into(), json!(requests));
+    }
+    value
+}
+
+fn print(copy: &OpenCopy, result: &BackupResult, requests: &repository::RequestCounts) {
+    let backup = &result.backup;
+    let seconds = backup.finished_at.duration_since(backup.started_at).as_secs_f64();
+    output::line(format!(
+        "Backup {} of {} into {}: read {}, stored {} ({} pages new, {} unchanged) in {}",
+        backup.backup,
+        backup.cluster,
+        copy.name,
+        output::bytes(result.bytes_read),
+        output::bytes(result.bytes_stored),
+        result.pages_stored,
+        result.pages_reused,
+        output::seconds(seconds)
+    ));
+    output::line(format!(
+        "  from {} to {} on timeline {}; {} requests to the store",
+        backup.start_lsn,
+        backup.stop_lsn,
+        backup.timeline,
+        requests.put + requests.get + requests.head + requests.list + requests.delete
+    ));
+    for page in &result.excused {
+        output::line(format!(
+            "  excused: {} block {}: {}",
+            page.path, page.block, page.problem
+        ));
+    }
+    for finding in &result.findings {
+        output::line(format!("finding[{}]: {}", finding.code, finding.message));
+        output::line(format!("detail: {}", finding.detail));
+        output::line(format!("hint: {}", finding.hint));
+    }
+}

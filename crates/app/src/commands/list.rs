@@ -1,0 +1,355 @@
+//! `pgproof list`, `show`, `pin`, `unpin`: the backups that exist, and what each is made of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use diagnostic::{Error, Result};
+use repository::{Backup, BackupId, EntryKind, PackKind, TreeReader};
+use serde_json::{Value, json};
+
+use crate::account;
+use crate::cli;
+use crate::config::{Cluster, Configuration};
+use crate::context::Context;
+use crate::copies::{Copies, OpenCopy};
+use crate::{exit, output};
+
+/// A backup as `backup --json` and `list --json` show it.
+pub fn value(backup: &Backup) -> Value {
+    json!({
+        "backup": backup.backup,
+        "cluster": backup.cluster,
+        "started_at": backup.started_at,
+        "finished_at": backup.finished_at,
+        "start_lsn": backup.start_lsn,
+        "stop_lsn": backup.stop_lsn,
+        "bytes_read": backup.bytes_read,
+        "bytes_stored": backup.bytes_stored,
+        "bytes_restored": backup.bytes_restored,
+        "files": backup.files,
+        "timeline": backup.timeline,
+        "parent": backup.parent,
+        "label": backup.label,
+    })
+}
+
+fn open<'a>(configuration: &'a Configuration, name: Option<&str>) -> Result<(&'a Cluster, Vec<OpenCopy>)> {
+    let cluster = configuration.cluster(name)?;
+    account::become_owner(configuration, cluster)?;
+    let copies = Copies::open_any(configuration, cluster, None)?;
+    Ok((cluster, copies))
+}
+
+pub fn list(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
+    let configuration = context.configuration()?;
+    let (cluster, copies) = open(&configuration, arguments.cluster.as_deref())?;
+    let mut values = Vec::new();
+    let mut rows = Vec::new();
+    for copy in &copies {
+        let pins = pins(copy)?;
+        for backup in copy.cluster.backups()? {
+            let pinned = pins.get(&backup.backup);
+            let mut value = value(&backup);
+            if let Some(object) = value.as_object_mut() {
+                object.insert("copy".into(), json!(copy.name));
+                object.insert("pinned".into(), json!(pinned.is_some()));
+                object.insert("pin_reason".into(), json!(pinned));
+                // No record of a verification is kept yet.
+                object.insert("verified_at".into(), Value::Null);
+            }
+            values.push(value);
+            rows.push(vec![
+                backup.backup.to_string(),
+                copy.name.clone(),
+                output::moment(backup.finished_at),
+                backup.stop_lsn.to_string(),
+                backup.timeline.to_string(),
+                output::bytes(backup.bytes_restored),
+                output::bytes(backup.bytes_stored),
+                pinned
+                    .map(|reason| format!("yes {reason}").trim_end().to_owned())
+                    .unwrap_or_default(),
+            ]);
+        }
+    }
+    if context.json {
+        output::json(&json!({ "backups": values }));
+    } else if rows.is_empty() {
+        output::line(format!(
+            "Cluster {} has no backup yet. Make one: pgproof backup {0}",
+            cluster.name
+        ));
+    } else {
+        output::table(
+            &[
+                "BACKUP", "COPY", "ENDED", "STOP LSN", "TIMELINE", "SIZE", "STORED", "PINNED",
+            ],
+            &rows,
+        );
+    }
+    Ok(exit::DONE)
+}
+
+/// Pinned backups with the reason.
+fn pins(copy: &OpenCopy) -> Result<BTreeMap<BackupId, String>> {
+    Ok(copy
+        .cluster
+        .pins()?
+        .into_iter()
+        .filter(|pin| pin.pinned)
+        .map(|pin| (pin.backup, pin.reason))
+        .collect())
+}
+
+/// The backup that was named, or the newest for `latest`, with the first copy that has it.
+fn find<'a>(copies: &'a [OpenCopy], name: &str) -> Result<(&'a OpenCopy, Backup)> {
+    if name == "latest" {
+        let mut newest: Option<(&OpenCopy, Backup)> = None;
+        for copy in copies {
+            let Some(backup) = copy.cluster.backups()?.pop() else { continue };
+            if newest.as_ref().is_none_or(|(_, other)| other.backup < backup.backup) {
+                newest = Some((copy, backup));
+            }
+        }
+        return newest.ok_or_else(|| {
+            Error::new("backup-missing", "there is no backup yet").hint("Make one with `pgproof backup`.")
+        });
+    }
+    let id: BackupId = name.parse()?;
+    let mut missing = None;
+    for copy in copies {
+        match copy.cluster.backup(id) {
+            Ok(backup) => return Ok((copy, backup)),
+            Err(error) => missing = Some(error),
+        }
+    }
+    Err(missing.unwrap_or_else(|| Error::new("backup-missing", format!("no copy holds the backup {id}"))))
+}
+
+pub fn show(context: &Context, arguments: &cli::Show) -> Result<u8> {
+    let configuration = context.configuration()?;
+    let (_, copies) = open(&configuration, arguments.cluster.as_deref())?;
+    let (copy, backup) = find(&copies, &arguments.backup)?;
+    let mut value = serde_json::to_value(&backup)
+        .map_err(|error| Error::new("internal-error", "cannot show the record").caused_by(&error))?;
+    if let Some(object) = value.as_object_mut() {
+        object.remove("tree");
+        object.insert("copy".into(), json!(copy.name));
+    }
+    if !context.json {
+        print(copy, &backup);
+    }
+    if arguments.cost {
+        let cost = cost(copy, &backup)?;
+        if context.json {
+            value["cost"] = cost;
+        } else {
+            output::line("Cost:");
+            for (key, amount) in cost.as_object().into_iter().flatten() {
+                let number = amount.as_u64().unwrap_or(0);
+                let text = if key.contains("bytes") {
+                    output::bytes(number)
+                } else {
+                    number.to_string()
+                };
+                output::line(format!("  {}: {text}", key.replace('_', " ")));
+            }
+        }
+    }
+    if arguments.files {
+        show_files(context, copy, &backup, &mut value)?;
+    }
+    if context.json {
+        output::json(&value);
+    }
+    Ok(exit::DONE)
+}
+
+fn print(copy: &OpenCopy, backup: &Backup) {
+    let line = |name: &str, value: String| output::line(format!("{name:18} {value}"));
+    line(
+        "Backup",
+        format!("{} of cluster {} in {}", backup.backup, backup.cluster, copy.name),
+    );
+    line("Label", backup.label.clone());
+    line(
+        "Server",
+        format!(
+            "PostgreSQL {}, system identifier {}",
+            backup.postgresql_version, backup.system_identifier
+        ),
+    );
+    line("Began", output::moment(backup.started_at));
+    line("Ended", output::moment(backup.finished_at));
+    line(
+        "WAL",
+        format!(
+            "{} to {} on timeline {}",
+            backup.start_lsn, backup.stop_lsn, backup.timeline
+        ),
+    );
+    line(
+        "Files",
+        format!(
+            "{}, {} when restored",
+            backup.files,
+            output::bytes(backup.bytes_restored)
+        ),
+    );
+    line(
+        "Read, stored",
+        format!(
+            "{}, {}",
+            output::bytes(backup.bytes_read),
+            output::bytes(backup.bytes_stored)
+        ),
+    );
+    line(
+        "Parent",
+        backup
+            .parent
+            .map_or("none: all pages were stored".to_owned(), |parent| {
+                parent.to_string()
+            }),
+    );
+    line(
+        "Data checksums",
+        if backup.data_checksum_version == 0 {
+            "off"
+        } else {
+            "on"
+        }
+        .to_owned(),
+    );
+    for space in &backup.tablespaces {
+        line(
+            "Tablespace",
+            format!("{} {} at {}", space.oid, space.name, space.location),
+        );
+    }
+    for file in &backup.configuration {
+        let kept = if file.path.is_some() {
+            ""
+        } else {
+            " (not captured)"
+        };
+        line("Configuration", format!("{} {}{kept}", file.role, file.original));
+    }
+    for page in &backup.excused_pages {
+        line(
+            "Excused page",
+            format!("{} block {}: {}", page.path, page.block, page.reason),
+        );
+    }
+}
+
+fn show_files(context: &Context, copy: &OpenCopy, backup: &Backup, value: &mut Value) -> Result<()> {
+    let tree = TreeReader::open(&copy.cluster, backup)?;
+    let late = tree.late()?;
+    let mut values = Vec::new();
+    for entry in tree.entries().chain(late.into_iter().map(Ok)) {
+        let entry = entry?;
+        let (kind, target) = match &entry.kind {
+            EntryKind::Directory => ("directory", None),
+            EntryKind::Symlink(target) => ("symlink", Some(String::from_utf8_lossy(target).into_owned())),
+            EntryKind::File { .. } => ("file", None),
+        };
+        if context.json {
+            values.push(json!({
+                "path": entry.path.to_string(), "kind": kind, "size": entry.size,
+                "mode": format!("{:04o}", entry.mode), "target": target,
+            }));
+        } else {
+            let arrow = target.map(|target| format!(" -> {target}")).unwrap_or_default();
+            output::line(format!(
+                "{:04o} {:>14} {}{arrow}",
+                entry.mode, entry.size, entry.path
+            ));
+        }
+    }
+    if context.json {
+        value["file_list"] = Value::Array(values);
+    }
+    Ok(())
+}
+
+/// Which packs this backup refers to, and which of them no other backup of this copy does.
+fn cost(copy: &OpenCopy, backup: &Backup) -> Result<Value> {
+    let own = copy.cluster.pack_table(backup)?;
+    let mut others = BTreeSet::new();
+    for other in copy.cluster.backups()? {
+        if other.backup != backup.backup {
+            others.extend(
+                copy.cluster
+                    .pack_table(&other)?
+                    .into_iter()
+                    .map(|pack| (pack.kind, pack.pack)),
+            );
+        }
+    }
+    let count = |kind: PackKind, alone: bool| {
+        let packs = own.iter().filter(|pack| pack.kind == kind);
+        packs
+            .filter(|pack| !alone || !others.contains(&(pack.kind, pack.pack)))
+            .fold((0_u64, 0_u64), |(count, bytes), pack| {
+                (count + 1, bytes.saturating_add(pack.size))
+            })
+    };
+    let (rows, rows_bytes) = count(PackKind::Rows, false);
+    let (maps, maps_bytes) = count(PackKind::Map, false);
+    let (rows_alone, rows_alone_bytes) = count(PackKind::Rows, true);
+    let (maps_alone, maps_alone_bytes) = count(PackKind::Map, true);
+    Ok(json!({
+        "rows_packs": rows,
+        "rows_packs_bytes": rows_bytes,
+        "map_packs": maps,
+        "map_packs_bytes": maps_bytes,
+        "rows_packs_of_it_alone": rows_alone,
+        "rows_packs_of_it_alone_bytes": rows_alone_bytes,
+        "map_packs_of_it_alone": maps_alone,
+        "map_packs_of_it_alone_bytes": maps_alone_bytes,
+    }))
+}
+
+pub fn pin(context: &Context, arguments: &cli::Pin, pinned: bool) -> Result<u8> {
+    let configuration = context.configuration()?;
+    let (cluster, copies) = open(&configuration, arguments.cluster.as_deref())?;
+    let (_, named) = find(&copies, &arguments.backup)?;
+    let mut changed = Vec::new();
+    for copy in &copies {
+        let here = copy
+            .cluster
+            .backups()?
+            .iter()
+            .any(|backup| backup.backup == named.backup);
+        if !here || pins(copy)?.contains_key(&named.backup) == pinned {
+            continue;
+        }
+        changed.push(copy.name.clone());
+        match (arguments.dry_run, pinned) {
+            (true, _) => {}
+            (false, true) => copy.cluster.pin(named.backup, &arguments.reason, context.now())?,
+            (false, false) => copy
+                .cluster
+                .unpin(named.backup, &arguments.reason, context.now())?,
+        }
+    }
+    if context.json {
+        output::json(&json!({
+            "backup": named.backup, "cluster": cluster.name, "pinned": pinned, "copies_changed": changed,
+            "dry_run": arguments.dry_run,
+        }));
+    } else {
+        let verb = match (arguments.dry_run, pinned) {
+            (true, true) => "would be pinned",
+            (true, false) => "would be released",
+            (false, true) => "is pinned",
+            (false, false) => "is released",
+        };
+        let text = match changed.is_empty() {
+            true => "nothing had to change".to_owned(),
+            false => format!("in {}", changed.join(", ")),
+        };
+        output::line(format!("Backup {} {verb}: {text}", named.backup));
+    }
+    Ok(exit::DONE)
+}

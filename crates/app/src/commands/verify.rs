@@ -1,0 +1,63 @@
+//! `pgproof verify`: reads what is kept, and proves it whole. Exit code 3 when anything was found.
+
+use diagnostic::Result;
+use repository::VerifyOptions;
+use serde_json::json;
+
+use crate::account;
+use crate::cli;
+use crate::context::{Context, cores};
+use crate::copies::Copies;
+use crate::{exit, output};
+
+pub fn run(context: &Context, arguments: &cli::Verify) -> Result<u8> {
+    let configuration = context.configuration()?;
+    let cluster = configuration.cluster(arguments.of.cluster.as_deref())?;
+    account::become_owner(&configuration, cluster)?;
+    let copies = Copies::open_all(&configuration, cluster, arguments.copy.as_deref())?;
+    let options = VerifyOptions {
+        decode: !arguments.no_decode,
+        threads: arguments.threads.unwrap_or_else(cores),
+    };
+    let (mut objects, mut bytes) = (0_u64, 0_u64);
+    let mut findings = Vec::new();
+    for copy in &copies {
+        let result = repository::verify(&copy.cluster, options)?;
+        objects += result.objects;
+        bytes += result.bytes;
+        let chain = copy.cluster.verify_chain()?;
+        for finding in result.findings.into_iter().chain(chain.findings) {
+            if !context.json {
+                output::line(format!(
+                    "finding[{}]: {} in copy {}",
+                    finding.code, finding.object, copy.name
+                ));
+                output::line(format!("detail: {}", finding.detail));
+                if !finding.affects.is_empty() {
+                    output::line(format!("affects: {}", finding.affects.join(", ")));
+                }
+            }
+            findings.push(json!({
+                "code": finding.code, "object": finding.object, "detail": finding.detail,
+                "affects": finding.affects, "copy": copy.name,
+            }));
+        }
+    }
+    let found = findings.len();
+    if context.json {
+        output::json(&json!({
+            "findings": findings, "objects": objects, "bytes": bytes, "decoded": options.decode,
+        }));
+    } else {
+        let how = if options.decode {
+            "read and decoded"
+        } else {
+            "read and compared with their checksums"
+        };
+        output::line(format!(
+            "{objects} objects, {} {how}: {found} findings",
+            output::bytes(bytes)
+        ));
+    }
+    Ok(if found > 0 { exit::BAD } else { exit::DONE })
+}

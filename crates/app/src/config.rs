@@ -1,0 +1,555 @@
+//! The configuration file: one short TOML file, and where each of its values came from.
+//!
+//! Invariants: an unknown key is an error that names file, line and the nearest key that exists; relative paths are
+//! relative to the file, never to the working directory (the archiver's working directory is the data directory);
+//! a secret is never in it, only where to find one. Nothing but this room reads it; the rooms get values.
+
+mod origin;
+mod values;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use diagnostic::{Error, Result};
+use serde::Deserialize;
+
+pub use origin::{Origins, Shown};
+pub use values::{Length, without_password};
+
+/// Where the file is looked for when `--config` does not say: the first that exists.
+pub const DEFAULT_FILES: [&str; 2] = ["pgproof.toml", "/etc/pgproof/pgproof.toml"];
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    cluster: BTreeMap<String, ClusterSection>,
+    #[serde(default)]
+    copy: BTreeMap<String, CopySection>,
+    #[serde(default)]
+    retention: RetentionSection,
+    #[serde(default)]
+    drill: BTreeMap<String, DrillSection>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterSection {
+    connection: String,
+    data_directory: Option<PathBuf>,
+    copies: Option<Vec<String>>,
+    acknowledge: Option<usize>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CopySection {
+    url: String,
+    key: KeySection,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeySection {
+    file: Option<PathBuf>,
+    passphrase_command: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetentionSection {
+    recovery_window: Option<Length>,
+    daily: Option<u32>,
+    weekly: Option<u32>,
+    monthly: Option<u32>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DrillSection {
+    cluster: Option<String>,
+    rto: Option<Length>,
+    rpo: Option<Length>,
+    target: Option<String>,
+    checks: Option<Vec<String>>,
+    #[serde(default)]
+    check: Vec<CheckSection>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckSection {
+    id: String,
+    sql: String,
+    expect: toml::Value,
+    database: Option<String>,
+}
+
+/// What the file says, with defaults filled in and paths made absolute.
+#[derive(Debug, Clone)]
+pub struct Configuration {
+    /// Absolute path of the file.
+    pub path: PathBuf,
+    pub clusters: BTreeMap<String, Cluster>,
+    pub copies: BTreeMap<String, CopyOfRepository>,
+    pub retention: Retention,
+    pub drills: BTreeMap<String, DrillProfile>,
+    /// Where each key stands in the file.
+    pub origins: Origins,
+}
+
+/// One PostgreSQL cluster.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    pub name: String,
+    /// libpq's connection string.
+    pub connection: String,
+    pub data_directory: Option<PathBuf>,
+    /// Names of the copies that hold its backups and WAL, in the order in which they are asked.
+    pub copies: Vec<String>,
+    /// In how many copies a segment must be durable before PostgreSQL may remove it.
+    pub acknowledge: usize,
+}
+
+/// One repository and the key that opens it.
+#[derive(Debug, Clone)]
+pub struct CopyOfRepository {
+    pub name: String,
+    pub url: String,
+    pub key: KeySource,
+}
+
+/// Where the key of a copy comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    File(PathBuf),
+    /// A shell command that prints the passphrase.
+    PassphraseCommand(String),
+}
+
+/// What to keep. Nothing is deleted by this version of the program; the values are checked and shown.
+#[derive(Debug, Clone, Default)]
+pub struct Retention {
+    pub recovery_window: Option<Length>,
+    pub daily: Option<u32>,
+    pub weekly: Option<u32>,
+    pub monthly: Option<u32>,
+}
+
+/// One drill profile.
+#[derive(Debug, Clone)]
+pub struct DrillProfile {
+    pub name: String,
+    pub cluster: Option<String>,
+    pub rto: Option<Duration>,
+    pub rpo: Option<Duration>,
+    /// `bracket`, or what `restore --to` takes.
+    pub target: String,
+    /// Names of built-in checks.
+    pub checks: Vec<String>,
+    pub sql_checks: Vec<SqlCheck>,
+}
+
+/// One `[[drill.x.check]]`.
+#[derive(Debug, Clone)]
+pub struct SqlCheck {
+    pub id: String,
+    pub sql: String,
+    /// What the statement's only value must be, as PostgreSQL prints it (`t`, `42`, text).
+    pub expect: String,
+    pub database: Option<String>,
+}
+
+/// The built-in checks of a drill.
+pub const BUILT_IN_CHECKS: [&str; 3] = ["row-proof", "page-checksums", "amcheck"];
+
+impl Configuration {
+    /// Reads the file given, or the first default one that exists. Error codes: `config-missing`,
+    /// `config-unreadable`, `config-syntax`, `config-value`.
+    pub fn load(given: Option<&Path>) -> Result<Configuration> {
+        let path = find(given)?;
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            let failure = Error::io(
+                "config-unreadable",
+                format!("cannot read the configuration file {:?}", path.display().to_string()),
+                &error,
+            );
+            match error.kind() {
+                std::io::ErrorKind::PermissionDenied => {
+                    failure.hint("It must be readable for the account that runs pgproof (the server's own account for WAL).")
+                }
+                _ => failure,
+            }
+        })?;
+        Self::parse(&path, &text)
+    }
+
+    /// The same, from text; `path` is for messages and for relative paths.
+    pub fn parse(path: &Path, text: &str) -> Result<Configuration> {
+        let origins = Origins::read(path, text)?;
+        let file: File = toml::from_str(text).map_err(|error| origins.syntax_error(text, &error))?;
+        let base = path.parent().unwrap_or(Path::new("/"));
+        let mut configuration = Configuration {
+            path: path.to_path_buf(),
+            clusters: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            retention: Retention {
+                recovery_window: file.retention.recovery_window,
+                daily: file.retention.daily,
+                weekly: file.retention.weekly,
+                monthly: file.retention.monthly,
+            },
+            drills: BTreeMap::new(),
+            origins,
+        };
+        for (name, section) in file.copy {
+            let copy = configuration.copy_of(base, &name, section)?;
+            configuration.copies.insert(name, copy);
+        }
+        for (name, section) in file.cluster {
+            let cluster = configuration.cluster_of(base, &name, section)?;
+            configuration.clusters.insert(name, cluster);
+        }
+        for (name, section) in file.drill {
+            let profile = configuration.drill_of(&name, section)?;
+            configuration.drills.insert(name, profile);
+        }
+        Ok(configuration)
+    }
+
+    fn wrong(&self, key: &str, message: impl std::fmt::Display) -> Error {
+        Error::usage("config-value", format!("{}: {message}", self.origins.place(key)))
+    }
+
+    fn copy_of(&self, base: &Path, name: &str, section: CopySection) -> Result<CopyOfRepository> {
+        let at = format!("copy.{name}");
+        check_name(name).map_err(|why| self.wrong(&at, format!("the copy's name {name:?} {why}")))?;
+        if !section.url.contains("://") {
+            return Err(self
+                .wrong(&format!("{at}.url"), format!("{:?} is not a URL", section.url))
+                .hint(format!(
+                    "A local folder is written `url = \"file://{}\"`.",
+                    base.join(&section.url).display()
+                )));
+        }
+        let key = match (section.key.file, section.key.passphrase_command) {
+            (Some(file), None) => KeySource::File(base.join(file)),
+            (None, Some(command)) => KeySource::PassphraseCommand(command),
+            _ => {
+                let message =
+                    format!("the key of copy {name:?} must say either `file` or `passphrase_command`");
+                return Err(self.wrong(&format!("{at}.key"), message).hint(format!(
+                    "For example `key = {{ file = \"/etc/pgproof/{name}.key\" }}`."
+                )));
+            }
+        };
+        Ok(CopyOfRepository {
+            name: name.to_owned(),
+            url: section.url,
+            key,
+        })
+    }
+
+    fn cluster_of(&self, base: &Path, name: &str, section: ClusterSection) -> Result<Cluster> {
+        let at = format!("cluster.{name}");
+        check_name(name).map_err(|why| self.wrong(&at, format!("the cluster's name {name:?} {why}")))?;
+        let known = || self.copies.keys().cloned().collect::<Vec<_>>();
+        let copies = section.copies.unwrap_or_else(known);
+        let key = format!("{at}.copies");
+        if copies.is_empty() {
+            return Err(self
+                .wrong(&key, format!("cluster {name:?} has no copy to write to"))
+                .hint("Add a section `[copy.local]` with `url` and `key`."));
+        }
+        for (index, copy) in copies.iter().enumerate() {
+            if !self.copies.contains_key(copy) {
+                let nearest = nearest(copy, self.copies.keys().map(String::as_str));
+                let error = self.wrong(
+                    &key,
+                    format!("cluster {name:?} names the copy {copy:?}, which is not configured"),
+                );
+                return Err(match nearest {
+                    Some(nearest) => error.hint(format!("Did you mean {nearest:?}?")),
+                    None => error.hint(format!("Add a section `[copy.{copy}]` with `url` and `key`.")),
+                });
+            }
+            if copies[..index].contains(copy) {
+                return Err(self.wrong(&key, format!("cluster {name:?} names the copy {copy:?} twice")));
+            }
+        }
+        let acknowledge = section.acknowledge.unwrap_or(copies.len());
+        if acknowledge == 0 || acknowledge > copies.len() {
+            let message = format!(
+                "`acknowledge` must be between 1 and {} for cluster {name:?}",
+                copies.len()
+            );
+            return Err(self.wrong(&format!("{at}.acknowledge"), message));
+        }
+        Ok(Cluster {
+            name: name.to_owned(),
+            connection: section.connection,
+            data_directory: section.data_directory.map(|directory| base.join(directory)),
+            copies,
+            acknowledge,
+        })
+    }
+
+    fn drill_of(&self, name: &str, section: DrillSection) -> Result<DrillProfile> {
+        let at = format!("drill.{name}");
+        check_name(name).map_err(|why| self.wrong(&at, format!("the drill's name {name:?} {why}")))?;
+        if let Some(cluster) = &section.cluster
+            && !self.clusters.contains_key(cluster)
+        {
+            let message = format!("no cluster {cluster:?} is configured");
+            return Err(self.wrong(&format!("{at}.cluster"), message));
+        }
+        let checks = section
+            .checks
+            .unwrap_or_else(|| BUILT_IN_CHECKS.iter().map(|check| (*check).to_owned()).collect());
+        for check in &checks {
+            if !BUILT_IN_CHECKS.contains(&check.as_str()) {
+                let error = self.wrong(
+                    &format!("{at}.checks"),
+                    format!("there is no check named {check:?}"),
+                );
+                return Err(match nearest(check, BUILT_IN_CHECKS.into_iter()) {
+                    Some(nearest) => error.hint(format!("Did you mean {nearest:?}?")),
+                    None => error.hint(format!("There are: {}.", BUILT_IN_CHECKS.join(", "))),
+                });
+            }
+        }
+        let mut sql_checks: Vec<SqlCheck> = Vec::new();
+        for (index, check) in section.check.into_iter().enumerate() {
+            let key = format!("{at}.check[{index}]");
+            if check.id.is_empty() || sql_checks.iter().any(|other| other.id == check.id) {
+                return Err(self.wrong(
+                    &key,
+                    format!("the check's id {:?} is empty or used twice", check.id),
+                ));
+            }
+            let expect = match &check.expect {
+                toml::Value::Boolean(true) => "t".to_owned(),
+                toml::Value::Boolean(false) => "f".to_owned(),
+                toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Float(number) => number.to_string(),
+                toml::Value::String(text) => text.clone(),
+                _ => return Err(self.wrong(&key, "`expect` must be true, false, a number or a text")),
+            };
+            sql_checks.push(SqlCheck {
+                id: check.id,
+                sql: check.sql,
+                expect,
+                database: check.database,
+            });
+        }
+        Ok(DrillProfile {
+            name: name.to_owned(),
+            cluster: section.cluster,
+            rto: section.rto.map(|length| length.duration),
+            rpo: section.rpo.map(|length| length.duration),
+            target: section.target.unwrap_or_else(|| "bracket".to_owned()),
+            checks,
+            sql_checks,
+        })
+    }
+
+    /// The cluster of that name; without a name, the only one. Error codes: `cluster-unknown`, `cluster-ambiguous`.
+    pub fn cluster(&self, name: Option<&str>) -> Result<&Cluster> {
+        match name {
+            Some(name) => self.clusters.get(name).ok_or_else(|| {
+                let error = Error::usage(
+                    "cluster-unknown",
+                    format!("cluster {name:?} is not in {}", self.path.display()),
+                );
+                match nearest(name, self.clusters.keys().map(String::as_str)) {
+                    Some(nearest) => error.hint(format!("Did you mean {nearest:?}?")),
+                    None => error.hint(format!("It has: {}.", self.names())),
+                }
+            }),
+            None => {
+                let mut all = self.clusters.values();
+                match (all.next(), all.next()) {
+                    (Some(only), None) => Ok(only),
+                    (None, _) => Err(Error::usage(
+                        "cluster-unknown",
+                        format!("{} configures no cluster", self.path.display()),
+                    )
+                    .hint("Run `pgproof init --connection \"host=/var/run/postgresql user=postgres dbname=postgres\" --repository file:///var/lib/pgproof`.")),
+                    _ => Err(Error::usage(
+                        "cluster-ambiguous",
+                        format!("{} configures several clusters, and none was named", self.path.display()),
+                    )
+                    .hint(format!("Name one of: {}.", self.names()))),
+                }
+            }
+        }
+    }
+
+    fn names(&self) -> String {
+        self.clusters
+            .keys()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// Every effective value with where it came from, for `config show`.
+    pub fn show(&self) -> Vec<Shown> {
+        let mut shown = Vec::new();
+        let mut add = |key: String, value: String| {
+            let origin = self.origins.origin(&key);
+            shown.push(Shown { key, value, origin });
+        };
+        let optional = |value: Option<String>| value.unwrap_or_else(|| "(none)".to_owned());
+        for (name, cluster) in &self.clusters {
+            let at = format!("cluster.{name}");
+            add(
+                format!("{at}.connection"),
+                quoted(&values::without_password(&cluster.connection)),
+            );
+            let directory = cluster
+                .data_directory
+                .as_ref()
+                .map(|path| quoted(&path.display().to_string()));
+            add(format!("{at}.data_directory"), optional(directory));
+            add(format!("{at}.copies"), list(&cluster.copies));
+            add(format!("{at}.acknowledge"), cluster.acknowledge.to_string());
+        }
+        for (name, copy) in &self.copies {
+            add(
+                format!("copy.{name}.url"),
+                quoted(&values::without_url_password(&copy.url)),
+            );
+            match &copy.key {
+                KeySource::File(path) => add(
+                    format!("copy.{name}.key.file"),
+                    quoted(&path.display().to_string()),
+                ),
+                KeySource::PassphraseCommand(command) => {
+                    add(format!("copy.{name}.key.passphrase_command"), quoted(command));
+                }
+            }
+        }
+        let window = self
+            .retention
+            .recovery_window
+            .as_ref()
+            .map(|length| quoted(&length.text));
+        add("retention.recovery_window".into(), optional(window));
+        let number = |value: Option<u32>| value.map(|value| value.to_string());
+        add("retention.daily".into(), optional(number(self.retention.daily)));
+        add("retention.weekly".into(), optional(number(self.retention.weekly)));
+        add(
+            "retention.monthly".into(),
+            optional(number(self.retention.monthly)),
+        );
+        for (name, drill) in &self.drills {
+            let at = format!("drill.{name}");
+            let length = |value: Option<Duration>| value.map(|value| format!("\"{} s\"", value.as_secs()));
+            add(
+                format!("{at}.cluster"),
+                optional(drill.cluster.as_deref().map(quoted)),
+            );
+            add(format!("{at}.rto"), optional(length(drill.rto)));
+            add(format!("{at}.rpo"), optional(length(drill.rpo)));
+            add(format!("{at}.target"), quoted(&drill.target));
+            add(format!("{at}.checks"), list(&drill.checks));
+            for (index, check) in drill.sql_checks.iter().enumerate() {
+                add(format!("{at}.check[{index}].id"), quoted(&check.id));
+                add(format!("{at}.check[{index}].sql"), quoted(&check.sql));
+                add(format!("{at}.check[{index}].expect"), quoted(&check.expect));
+            }
+        }
+        shown
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+fn list(items: &[String]) -> String {
+    format!(
+        "[{}]",
+        items
+            .iter()
+            .map(|item| quoted(item))
+            .collect::<Vec<_>>()
+            .join(", ")
+    )
+}
+
+/// Which file is meant, as an absolute path.
+fn find(given: Option<&Path>) -> Result<PathBuf> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    if let Some(path) = given {
+        return match path.try_exists() {
+            Ok(false) => Err(Error::usage(
+                "config-missing",
+                format!(
+                    "the configuration file {:?} does not exist",
+                    path.display().to_string()
+                ),
+            )
+            .hint("`pgproof init` writes one by looking at the server.")),
+            _ => Ok(absolute(path)),
+        };
+    }
+    for candidate in DEFAULT_FILES {
+        let path = Path::new(candidate);
+        if path.try_exists().unwrap_or(true) {
+            return Ok(absolute(path));
+        }
+    }
+    Err(Error::usage("config-missing", "there is no configuration file")
+        .detail(format!("Neither ./{} nor {} exists.", DEFAULT_FILES[0], DEFAULT_FILES[1]))
+        .hint("Name one with `--config FILE`, or let `pgproof init --connection CONNINFO --repository URL` write one."))
+}
+
+/// The names of clusters, copies and drills: they stand in object names and on command lines.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    let mut bytes = name.bytes();
+    let good_first = bytes
+        .next()
+        .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let good_rest = bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+    if good_first && good_rest && name.len() <= 63 {
+        Ok(())
+    } else {
+        Err("must be 1 to 63 of a-z, 0-9, '_' and '-', and begin with a letter or a digit")
+    }
+}
+
+/// The candidate that was probably meant: at most a third of its letters differ.
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (distance(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cell, y) in row.iter_mut().skip(1).zip(&b) {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = *cell;
+            left = substituted.min(*cell + 1).min(left + 1);
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Claims about the configuration file.
+
+use super::*;
+
+const GOOD: &str = r#"
+[cluster.main]
+connection = "host=/var/run/postgresql user=postgres dbname=postgres password=secret"
+data_directory = "/var/lib/postgresql/15/main"
+copies = ["local"]
+acknowledge = 1
+
+[copy.local]
+url = "file:///var/lib/pgproof"
+key = { file = "local.key" }
+
+[retention]
+recovery_window = "30 days"
+daily = 7
+
+[drill.quarterly-pitr]
+rto = "90 min"
+rpo = "5 min"
+checks = ["row-proof"]
+
+[[drill.quarterly-pitr.check]]
+id = "bookings-recent"
+sql = "select max(created_at) > now() - interval '1 day' from bookings"
+expect = true
+"#;
+
+fn parse(text: &str) -> Result<Configuration> {
+    Configuration::parse(Path::new("/etc/pgproof/pgproof.toml"), text)
+}
+
+#[test]
+fn the_designs_example_is_understood_with_paths_relative_to_the_file() {
+    let configuration = parse(GOOD).expect("the example");
+    let cluster = configuration.cluster(None).expect("the only cluster");
+    assert_eq!(cluster.name, "main");
+    assert_eq!(cluster.acknowledge, 1);
+    assert_eq!(
+        configuration.copies["local"].key,
+        KeySource::File("/etc/pgproof/local.key".into())
+    );
+    let drill = &configuration.drills["quarterly-pitr"];
+    assert_eq!(drill.rto, Some(Duration::from_secs(90 * 60)));
+    assert_eq!(drill.target, "bracket");
+    assert_eq!(drill.sql_checks[0].expect, "t");
+    let window = configuration.retention.recovery_window.expect("a window");
+    assert_eq!(window.duration, Duration::from_secs(30 * 86_400));
+}
+
+#[test]
+fn every_value_is_shown_with_its_line_and_no_password() {
+    let configuration = parse(GOOD).expect("the example");
+    let shown = configuration.show();
+    let value = |key: &str| {
+        shown
+            .iter()
+            .find(|shown| shown.key == key)
+            .unwrap_or_else(|| panic!("{key}"))
+    };
+    assert_eq!(
+        value("cluster.main.connection").origin,
+        "/etc/pgproof/pgproof.toml:3"
+    );
+    assert_eq!(
+        value("copy.local.key.file").origin,
+        "/etc/pgproof/pgproof.toml:10"
+    );
+    assert_eq!(value("drill.quarterly-pitr.target").origin, "default");
+    assert_eq!(
+        value("drill.quarterly-pitr.check[0].sql").origin,
+        "/etc/pgproof/pgproof.toml:23"
+    );
+    assert!(
+        shown.iter().all(|shown| !shown.value.contains("secret")),
+        "{shown:?}"
+    );
+}
+
+#[test]
+fn an_unknown_key_names_file_line_section_and_the_nearest_key() {
+    let error = parse(&GOOD.replace("acknowledge =", "aknowledge =")).expect_err("unknown key");
+    assert_eq!(
+        error.render(),
+        "error[config-syntax]: /etc/pgproof/pgproof.toml, line 6: unknown key \"aknowledge\" in [cluster.main]\n\
+         hint: Did you mean \"acknowledge\"?\n"
+    );
+    let error = parse(&GOOD.replace("[retention]", "[retentoin]")).expect_err("unknown section");
+    assert!(
+        error.message().contains("line 12: unknown key \"retentoin\""),
+        "{}",
+        error.render()
+    );
+    assert_eq!(error.hint_text(), Some("Did you mean \"retention\"?"));
+}
+
+#[test]
+fn broken_values_name_their_line() {
+    for (from, to, line) in [
+        ("\"90 min\"", "\"ninety\"", 17),
+        ("\"30 days\"", "\"-3 days\"", 13),
+        ("\"30 days\"", "\"2 months\"", 13),
+        ("acknowledge = 1", "acknowledge = 2", 6),
+        ("acknowledge = 1", "acknowledge = 0", 6),
+        ("acknowledge = 1", "acknowledge = ", 6),
+        ("copies = [\"local\"]", "copies = [\"locl\"]", 5),
+        ("copies = [\"local\"]", "copies = []", 5),
+        ("copies = [\"local\"]", "copies = [\"local\", \"local\"]", 5),
+        ("{ file = \"local.key\" }", "{ }", 10),
+        ("file:///var/lib/pgproof", "/var/lib/pgproof", 9),
+        ("[\"row-proof\"]", "[\"row-prof\"]", 19),
+        ("expect = true", "expect = [1]", 21),
+        ("[cluster.main]", "[cluster.Main]", 2),
+    ] {
+        let error = parse(&GOOD.replace(from, to)).expect_err(to);
+        assert_eq!(error.class(), diagnostic::Class::Usage, "{to}");
+        assert!(
+            error.message().contains(&format!("line {line}")),
+            "{to}: {}",
+            error.render()
+        );
+    }
+}
+
+#[test]
+fn without_a_name_the_cluster_must_be_the_only_one() {
+    let two = format!("{GOOD}\n[cluster.other]\nconnection = \"host=x\"\n");
+    let configuration = parse(&two).expect("two clusters");
+    assert_eq!(
+        configuration.cluster(None).expect_err("two").code(),
+        "cluster-ambiguous"
+    );
+    assert_eq!(
+        configuration
+            .cluster(Some("othr"))
+            .expect_err("a typo")
+            .hint_text(),
+        Some("Did you mean \"other\"?")
+    );
+    assert_eq!(
+        configuration.clusters["other"].copies,
+        ["local"],
+        "all copies are the default"
+    );
+    assert_eq!(
+        parse("").expect("empty").cluster(None).expect_err("none").code(),
+        "cluster-unknown"
+    );
+}
+
+#[test]
+fn passwords_are_blotted_out_of_every_form() {
+    use values::{without_password, without_url_password};
+    assert_eq!(
+        without_password("host=x password=abc user=y"),
+        "host=x password=*** user=y"
+    );
+    assert_eq!(
+        without_password("host=x password='a b\\' c' user=y"),
+        "host=x password=*** user=y"
+    );
+    assert_eq!(
+        without_password("postgresql://u:p@h/db?sslpassword=x"),
+        "postgresql://u:***@h/db?sslpassword=***"
+    );
+    assert_eq!(without_url_password("sftp://u@h/path"), "sftp://u@h/path");
+    assert_eq!(without_password("host=x"), "host=x");
+}
+
+#[test]
+fn arbitrary_text_never_panics() {
+    for text in [
+        "[",
+        "a = ",
+        "\u{0}",
+        "[cluster]\nmain = 3",
+        "[cluster.main]",
+        "[[cluster]]",
+        "key = 1",
+        "[copy.ä]",
+    ] {
+        let _ = parse(text);
+    }
+}

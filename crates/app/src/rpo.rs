@@ -1,0 +1,55 @@
+//! What would be lost if the server and its disks vanished now: gathers the facts for `history::rpo`.
+
+use std::path::Path;
+
+use cluster::Session;
+use diagnostic::{Error, Result};
+use history::{Archive, LiveTail, Rpo};
+use postgres::Lsn;
+
+use crate::config::Cluster;
+
+/// Exact seconds, bytes and commits. Error codes besides those of the rooms: `archive-empty`, `server-in-recovery`.
+pub fn measure(cluster: &Cluster, archive: &Archive) -> Result<Rpo> {
+    let mut session = Session::connect(&cluster.connection)?;
+    let facts = cluster::gather(&mut session)?;
+    if facts.in_recovery {
+        return Err(Error::new(
+            "server-in-recovery",
+            "the server is in recovery and writes no WAL of its own",
+        )
+        .hint("Connect to the primary to measure what would be lost."));
+    }
+    if facts.system_identifier != archive.system() {
+        return Err(
+            Error::new("server-foreign", "the server is another one than the archive's").detail(format!(
+                "System identifiers: {} and {}.",
+                facts.system_identifier,
+                archive.system()
+            )),
+        );
+    }
+    let end = archive.end(facts.timeline)?.ok_or_else(|| {
+        Error::new(
+            "archive-empty",
+            format!("no WAL of timeline {} is archived", facts.timeline),
+        )
+        .detail("All that was ever written would be lost.")
+        .hint("Run `pgproof check`.")
+    })?;
+    let flush = session.one("SELECT pg_current_wal_flush_lsn()")?;
+    let flush: Lsn = flush
+        .first()
+        .and_then(Option::as_deref)
+        .ok_or_else(|| Error::new("server-error", "pg_current_wal_flush_lsn() gave nothing"))?
+        .parse()?;
+    let data_directory: &Path = cluster.data_directory.as_deref().unwrap_or(&facts.data_directory);
+    let tail = backup::read_live_tail(data_directory, facts.timeline, end.lsn, flush)?;
+    let complete = !tail.seam_unresolved && tail.end >= flush;
+    let live = LiveTail::of(end.lsn, flush.max(end.lsn), &tail.transactions, complete);
+    Ok(history::rpo(
+        end.lsn,
+        end.last_commit.map(|commit| commit.time),
+        &live,
+    ))
+}
