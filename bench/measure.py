@@ -106,7 +106,8 @@ class Runner:
             output.seek(0)
             text = output.read().decode(errors="replace")
         if process.returncode != 0:
-            last = next((line for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
-            raise CommandFailed(f"exit code {process.returncode}: {last}\n{' '.join(command)}\n{text[-4000:]}")
+            lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
+            told = next((line for line in lines if "error" in line.lower()), lines[-1])
+            raise CommandFailed(f"exit code {process.returncode}: {told}\n{' '.join(command)}\n{text[-4000:]}")
         server_s = (tree_cpu_s(server_pid) - server_before_s) if server_pid else 0.0
         return Cost(wall_s, usage.ru_utime + usage.ru_stime + server_s, peak[0] / 1e6, text)

@@ -164,7 +164,7 @@ class PgProof(Tool):
     def begin(self):
         self.fresh_home()
         self.runner.run([*self.base, "init", "--connection", self.cluster.conninfo, "--data-directory", self.cluster.data,
-                         "--repository", f"file://{self.repository}"], self.cluster.folder)
+                         "--repository", f"file://{self.repository}", "--replace-archive-command"], self.cluster.folder)
 
     def restore(self, into):
         return [*self.base, "restore", "--to", "immediate", "--into", into]

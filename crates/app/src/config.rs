@@ -171,11 +171,8 @@ impl Configuration {
     pub fn load(given: Option<&Path>) -> Result<Configuration> {
         let path = find(given)?;
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            let failure = Error::io(
-                "config-unreadable",
-                format!("cannot read the configuration file {:?}", path.display().to_string()),
-                &error,
-            );
+            let message = format!("cannot read the configuration file {:?}", path.display().to_string());
+            let failure = Error::usage("config-unreadable", message).caused_by(&error);
             match error.kind() {
                 std::io::ErrorKind::PermissionDenied => {
                     failure.hint("It must be readable for the account that runs pgproof (the server's own account for WAL).")

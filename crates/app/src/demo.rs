@@ -107,7 +107,15 @@ fn tell(folder: &Path, reports: &Path) -> Result<PathBuf> {
     chapter("The table comes back.");
     let into = folder.join("recovered");
     let into_text = into.display().to_string();
-    let restored = stage.pgproof(&["restore", "--before-xid", &target.xid, "--into", &into_text, "--action", "promote"])?;
+    let restored = stage.pgproof(&[
+        "restore",
+        "--before-xid",
+        &target.xid,
+        "--into",
+        &into_text,
+        "--action",
+        "promote",
+    ])?;
     let mut copy = stage.restored_server("recovered")?;
     wait_for_target(&copy)?;
     let after = copy.rows("orders")?;
@@ -130,7 +138,7 @@ fn tell(folder: &Path, reports: &Path) -> Result<PathBuf> {
         ));
     }
     let saved = restored
-        .pointer("/plan/commits_after_backup")
+        .pointer("/plan/stops/0/target/commits_after_backup")
         .and_then(Value::as_u64)
         .ok_or_else(|| {
             Error::new(

@@ -192,7 +192,10 @@ mod tests {
                 .expect("the test binary runs");
             let text = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(code), "{caller}: {text}");
-            assert!(text.contains("error[internal-error]") && text.contains("on purpose"), "{text}");
+            assert!(
+                text.contains("error[internal-error]") && text.contains("on purpose"),
+                "{text}"
+            );
         }
     }
 }

@@ -43,13 +43,23 @@ fn run(arguments: &[std::ffi::OsString], caller: Caller, json: bool) -> u8 {
     let command_line = match cli::CommandLine::try_parse_from(arguments) {
         Ok(command_line) => command_line,
         Err(error) => {
-            let asked_for = !error.use_stderr();
+            let asked_for_help = !error.use_stderr();
             let _ = error.print();
-            return if asked_for && caller != Caller::Recovery {
-                exit::DONE
-            } else {
-                caller.usage_exit_code()
-            };
+            // To the archiver 0 means "it is kept" and to recovery "it is there": help says neither.
+            if asked_for_help && caller == Caller::Person {
+                return exit::DONE;
+            }
+            if json {
+                let text = error.to_string();
+                let message = text
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .trim_start_matches("error: ")
+                    .to_owned();
+                output::json(&diagnostic::Error::usage("usage", message).to_json());
+            }
+            return caller.usage_exit_code();
         }
     };
     let context = Context::new(&command_line);

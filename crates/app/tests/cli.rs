@@ -210,3 +210,26 @@ fn a_reader_that_goes_away_is_no_panic() {
     assert!(text.contains("code 0"), "{text}");
     assert!(!text.contains("error["), "{text}");
 }
+
+#[test]
+fn help_is_no_success_for_the_archiver_or_for_recovery() {
+    let directory = tempfile::tempdir().expect("a folder");
+    assert_eq!(code(&pgproof(directory.path(), &["wal", "push", "--help"])), 1);
+    assert_eq!(
+        code(&pgproof(directory.path(), &["--version", "wal", "push", "x"])),
+        1
+    );
+    assert_eq!(
+        code(&pgproof(directory.path(), &["--version", "wal", "get", "x", "y"])),
+        126
+    );
+}
+
+#[test]
+fn a_wrong_command_line_is_told_in_json_too() {
+    let directory = tempfile::tempdir().expect("a folder");
+    let output = pgproof(directory.path(), &["backup", "--json", "--no-such-option"]);
+    assert_eq!(code(&output), 2);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
+    assert_eq!(json["error"]["code"], "usage");
+}

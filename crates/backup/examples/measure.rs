@@ -55,7 +55,15 @@ fn cluster_repository(url: &str, key_file: &str) -> Result<ClusterRepository> {
 fn measure_backup(conninfo: &str, url: &str, key: &str, threads: &str, full: bool) -> Result<()> {
     let repository = cluster_repository(url, key)?;
     let began = Instant::now();
-    let plan = backup::base::plan(conninfo, &repository, &PlanOptions { data_directory: None, full }, Timestamp::now())?;
+    let plan = backup::base::plan(
+        conninfo,
+        &repository,
+        &PlanOptions {
+            data_directory: None,
+            full,
+        },
+        Timestamp::now(),
+    )?;
     print!("{plan}");
     let planned = began.elapsed();
     let stages = Stages::default();
@@ -102,7 +110,11 @@ impl Stages {
     fn print(&self, planned: Duration) {
         print!("planning {:.2} s", planned.as_secs_f64());
         if let Ok(stages) = self.0.lock() {
-            let ends = stages.iter().skip(1).map(|(_, begin)| *begin).chain([Instant::now()]);
+            let ends = stages
+                .iter()
+                .skip(1)
+                .map(|(_, begin)| *begin)
+                .chain([Instant::now()]);
             for ((stage, begin), end) in stages.iter().zip(ends) {
                 print!(", {stage:?} {:.2} s", (end - *begin).as_secs_f64());
             }
@@ -114,11 +126,30 @@ impl Stages {
 /// CPU seconds and peak memory of this process, from /proc.
 fn resources() -> String {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0) / 100.0;
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|text| text.parse::<f64>().ok())
+            .unwrap_or(0.0)
+            / 100.0
+    };
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
-    format!("CPU user {:.2} s + system {:.2} s, {}", ticks(11), ticks(12), peak.replace('\t', " "))
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap_or_default();
+    format!(
+        "CPU user {:.2} s + system {:.2} s, {}",
+        ticks(11),
+        ticks(12),
+        peak.replace('\t', " ")
+    )
 }
 
 fn options(data_directory: &str, file: &str) -> PushOptions {
@@ -132,7 +163,10 @@ fn options(data_directory: &str, file: &str) -> PushOptions {
 
 fn measure_push(url: &str, key: &str, data_directory: &str, files: &[&str]) -> Result<()> {
     let repository = cluster_repository(url, key)?;
-    let copies = [Copy { name: "measured", repository: &repository }];
+    let copies = [Copy {
+        name: "measured",
+        repository: &repository,
+    }];
     let mut totals = Vec::new();
     let mut stored = 0;
     for file in files {
@@ -149,8 +183,18 @@ fn measure_push(url: &str, key: &str, data_directory: &str, files: &[&str]) -> R
                 ms(phases.total)
             );
         }
-        totals.push((ms(phases.total), ms(phases.read), ms(phases.index), ms(phases.store)));
-        stored += result.copies.iter().filter_map(|copy| copy.stored.as_ref().ok()).map(|put| put.stored_bytes).sum::<u64>();
+        totals.push((
+            ms(phases.total),
+            ms(phases.read),
+            ms(phases.index),
+            ms(phases.store),
+        ));
+        stored += result
+            .copies
+            .iter()
+            .filter_map(|copy| copy.stored.as_ref().ok())
+            .map(|put| put.stored_bytes)
+            .sum::<u64>();
     }
     totals.sort_by(|one, two| one.0.total_cmp(&two.0));
     if let (Some(middle), Some(late)) = (totals.get(totals.len() / 2), totals.get(totals.len() * 95 / 100)) {
@@ -171,6 +215,13 @@ fn measure_push(url: &str, key: &str, data_directory: &str, files: &[&str]) -> R
 
 fn demand(url: &str, key: &str, data_directory: &str, file: &str) -> Result<()> {
     let repository = cluster_repository(url, key)?;
-    backup::push(&[Copy { name: "measured", repository: &repository }], &options(data_directory, file), Timestamp::now())?;
+    backup::push(
+        &[Copy {
+            name: "measured",
+            repository: &repository,
+        }],
+        &options(data_directory, file),
+        Timestamp::now(),
+    )?;
     Ok(())
 }

@@ -26,8 +26,8 @@ use diagnostic::{Error, Result};
 use jiff::Timestamp;
 use postgres::Lsn;
 use repository::{
-    Backup, ClusterRepository, ConfigurationFile, FileFormat, FilePart, PackStatistics, PackWriter, RelativePath, Run,
-    RequestCounts, blocks_of,
+    Backup, ClusterRepository, ConfigurationFile, FileFormat, FilePart, PackStatistics, PackWriter,
+    RelativePath, RequestCounts, Run, blocks_of,
 };
 use serde::Serialize;
 
@@ -173,12 +173,15 @@ pub fn run(
     refuse_second_backup(&mut monitor)?;
     let server = cluster::gather(&mut monitor)?;
     if server.system_identifier != plan.server.system_identifier || server.timeline != plan.server.timeline {
-        return Err(Error::new("plan-outdated", "the server is another one than when the backup was planned")
-            .detail(format!(
-                "Planned: system identifier {}, timeline {}. Now: {}, timeline {}.",
-                plan.server.system_identifier, plan.server.timeline, server.system_identifier, server.timeline
-            ))
-            .hint("Run the backup again."));
+        return Err(Error::new(
+            "plan-outdated",
+            "the server is another one than when the backup was planned",
+        )
+        .detail(format!(
+            "Planned: system identifier {}, timeline {}. Now: {}, timeline {}.",
+            plan.server.system_identifier, plan.server.timeline, server.system_identifier, server.timeline
+        ))
+        .hint("Run the backup again."));
     }
     let captured = cluster::captured_configuration(&server, &mut monitor)?;
     let parent = plan.parent.map(|id| repository.backup(id)).transpose()?;
@@ -188,7 +191,14 @@ pub fn run(
     let (mut session, start_lsn) = BackupSession::start(conninfo, &options.label, options.fast_checkpoint)?;
     let run = repository.start_run(parent.as_ref(), (options.clock)())?;
     run.adopt_unfinished_runs((options.clock)())?;
-    let mut teller = Teller { options, repository, run: &run, plan, requests_before, renewed: Instant::now() };
+    let mut teller = Teller {
+        options,
+        repository,
+        run: &run,
+        plan,
+        requests_before,
+        renewed: Instant::now(),
+    };
     // Listed after the start: what comes into being later is in the backup's WAL.
     let (items, configuration) = items(plan, &server, captured)?;
     let dispatcher = Dispatcher::new(&items, run.tree());
@@ -211,12 +221,16 @@ pub fn run(
     teller.tell(Stage::Stopping, &shared)?;
     session.check_alive()?;
     let (control_bytes, control) = cluster::read_control_file(&plan.data_directory)?;
-    let control_mode = file_mode(&plan.data_directory.join(cluster::data_directory::CONTROL_FILE)).unwrap_or(0o600);
+    let control_mode =
+        file_mode(&plan.data_directory.join(cluster::data_directory::CONTROL_FILE)).unwrap_or(0o600);
     let stop = session.stop()?;
     let label = record::read_label(&stop.backup_label, start_lsn, &server)?;
     if server.in_recovery && control.min_recovery_timeline.0 > label.timeline.0 {
-        return Err(Error::new("backup-aborted", "the standby moved to another timeline during the backup")
-            .hint("Run the backup again."));
+        return Err(Error::new(
+            "backup-aborted",
+            "the standby moved to another timeline during the backup",
+        )
+        .hint("Run the backup again."));
     }
     let mut late = vec![(cluster::data_directory::CONTROL_FILE, control_mode, control_bytes)];
     late.push(("backup_label", 0o600, stop.backup_label.clone()));
@@ -271,6 +285,7 @@ pub fn run(
         stop: stop.lsn,
     };
     let judged = excuse::judge(&wal, bad_pages, bad_pages_count);
+    let (excused_pages, damaged_pages) = judged.for_the_record();
 
     teller.tell(Stage::Publishing, &shared)?;
     let finished_at = (options.clock)();
@@ -292,7 +307,8 @@ pub fn run(
         bytes_restored: bytes_restored + shared.bytes_done.load(Ordering::Relaxed),
         files: shared.files_done.load(Ordering::Relaxed) + late.len() as u64,
         configuration,
-        excused_pages: judged.for_the_record(),
+        excused_pages,
+        damaged_pages,
         parent: parent.as_ref().map(|backup| backup.backup),
         tree,
     });
@@ -315,8 +331,11 @@ fn refuse_second_backup(session: &mut Session) -> Result<()> {
     if answer.first().and_then(Option::as_deref) == Some("t") {
         return Ok(());
     }
-    Err(Error::new("backup-running", "another base backup of this server is running")
-        .hint("Wait until it has ended; SELECT * FROM pg_locks WHERE locktype = 'advisory' shows its process."))
+    Err(
+        Error::new("backup-running", "another base backup of this server is running").hint(
+            "Wait until it has ended; SELECT * FROM pg_locks WHERE locktype = 'advisory' shows its process.",
+        ),
+    )
 }
 
 /// Everything that is to be backed up, in path order, and the record's list of captured configuration.
@@ -334,7 +353,11 @@ fn items(
             original: record::escaped(&file.original),
             path: Some(path.clone()),
         });
-        items.push(Item { path, mode: 0o600, source: Source::Memory(file.content) });
+        items.push(Item {
+            path,
+            mode: 0o600,
+            source: Source::Memory(file.content),
+        });
     }
     for entry in cluster::list(&plan.data_directory, &server.tablespaces, server.major)? {
         items.push(Item::from_entry(entry)?);
@@ -378,14 +401,16 @@ fn read_everything(
         let mut handles = Vec::new();
         for (number, mut writer) in writers.into_iter().enumerate() {
             let results = results.clone();
-            let thread = std::thread::Builder::new().name(format!("backup-{number}")).spawn_scoped(scope, move || {
-                let result = shared.work(&mut writer).and_then(|()| match number {
-                    0 => Ok((Some(writer), PackStatistics::default())),
-                    _ if shared.abort.load(Ordering::Relaxed) => Ok((None, PackStatistics::default())),
-                    _ => writer.finish().map(|statistics| (None, statistics)),
+            let thread = std::thread::Builder::new()
+                .name(format!("backup-{number}"))
+                .spawn_scoped(scope, move || {
+                    let result = shared.work(&mut writer).and_then(|()| match number {
+                        0 => Ok((Some(writer), PackStatistics::default())),
+                        _ if shared.abort.load(Ordering::Relaxed) => Ok((None, PackStatistics::default())),
+                        _ => writer.finish().map(|statistics| (None, statistics)),
+                    });
+                    let _ = results.send(result);
                 });
-                let _ = results.send(result);
-            });
             match thread {
                 Ok(thread) => {
                     running += 1;
@@ -435,7 +460,11 @@ fn read_everything(
             }
         }
         // Joined here, so that a panic is an error of this run and does not travel on.
-        let panicked = handles.into_iter().map(|handle| handle.join()).filter(Result::is_err).count();
+        let panicked = handles
+            .into_iter()
+            .map(|handle| handle.join())
+            .filter(Result::is_err)
+            .count();
         match (failure, kept) {
             (Some(error), _) => Err(error),
             (None, Some(writer)) if panicked == 0 => Ok((writer, statistics)),
@@ -457,11 +486,18 @@ fn read_catalog(conninfo: &str, now: Timestamp) -> Result<Vec<u8>> {
 
 fn file_mode(path: &std::path::Path) -> Option<u32> {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::symlink_metadata(path).ok().map(|metadata| metadata.permissions().mode() & 0o7777)
+    std::fs::symlink_metadata(path)
+        .ok()
+        .map(|metadata| metadata.permissions().mode() & 0o7777)
 }
 
 fn shown(page: &BadPage) -> DamagedPage {
-    DamagedPage { path: page.path.to_string(), block: page.block, lsn: page.lsn, problem: page.problem.clone() }
+    DamagedPage {
+        path: page.path.to_string(),
+        block: page.block,
+        lsn: page.lsn,
+        problem: page.problem.clone(),
+    }
 }
 
 /// Tells progress and keeps the intent alive.
@@ -477,7 +513,12 @@ struct Teller<'a> {
 impl<'a> Teller<'a> {
     /// Bytes added to the repository so far.
     fn bytes_stored(&self) -> u64 {
-        self.repository.repository().store().requests().since(&self.requests_before).bytes_written
+        self.repository
+            .repository()
+            .store()
+            .requests()
+            .since(&self.requests_before)
+            .bytes_written
     }
 
     fn tell(&mut self, stage: Stage, shared: &Shared<'_>) -> Result<()> {

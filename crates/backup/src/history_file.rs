@@ -22,14 +22,23 @@ pub(crate) fn read_history(
     let name = format!("{}.history", timeline.hex8());
     let path = data_directory.join("pg_wal").join(&name);
     match std::fs::read(&path) {
-        Ok(content) if content.len() <= HISTORY_BYTES_MAX => return TimelineHistory::parse(timeline, &content),
+        Ok(content) if content.len() <= HISTORY_BYTES_MAX => {
+            return TimelineHistory::parse(timeline, &content);
+        }
         Ok(_) => {
-            return Err(Error::new("timeline-history-damaged", format!("timeline history file \"{name}\" is damaged"))
-                .detail(format!("\"{}\" is larger than any history file.", path.display())));
+            return Err(Error::new(
+                "timeline-history-damaged",
+                format!("timeline history file \"{name}\" is damaged"),
+            )
+            .detail(format!("\"{}\" is larger than any history file.", path.display())));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => {
-            return Err(Error::io("file-read", format!("cannot read file \"{}\"", path.display()), &error));
+            return Err(Error::io(
+                "file-read",
+                format!("cannot read file \"{}\"", path.display()),
+                &error,
+            ));
         }
     }
     match repository.get_file(system, WalFileKind::History, &name)?.first() {

@@ -10,7 +10,8 @@ use std::path::Path;
 
 use diagnostic::{Error, Result};
 use postgres::{
-    Lsn, SegmentIndex, SegmentIndexer, SystemIdentifier, TimelineId, TransactionEnd, WalFile, segment_name, tail_bytes,
+    Lsn, SegmentIndex, SegmentIndexer, SystemIdentifier, TimelineId, TransactionEnd, WalFile, segment_name,
+    tail_bytes,
 };
 
 use crate::previous_tail::previous_tail;
@@ -39,7 +40,12 @@ pub struct LiveTail {
 ///
 /// Errors: `live-wal-missing` when a segment in between is not there (removed, or of another timeline), and those of the
 /// file system and of the indexer.
-pub fn read_live_tail(data_directory: &Path, timeline: TimelineId, after: Lsn, flush: Lsn) -> Result<LiveTail> {
+pub fn read_live_tail(
+    data_directory: &Path,
+    timeline: TimelineId,
+    after: Lsn,
+    flush: Lsn,
+) -> Result<LiveTail> {
     let (_, control) = cluster::read_control_file(data_directory)?;
     let size = control.wal_segment_size;
     let pg_wal = data_directory.join("pg_wal");
@@ -67,7 +73,10 @@ pub fn read_live_tail(data_directory: &Path, timeline: TimelineId, after: Lsn, f
         if number == first && index.head.length > 0 && !index.head.resolved && seam_matters(&index, after) {
             tail.seam_unresolved = true;
         }
-        let ended = index.transactions.iter().filter(|transaction| transaction.end > after);
+        let ended = index
+            .transactions
+            .iter()
+            .filter(|transaction| transaction.end > after);
         tail.transactions.extend(ended.cloned());
         carried = match index.tail {
             // The record covers the whole segment: its bytes so far go on with this segment's.
@@ -92,18 +101,36 @@ fn read_segment(pg_wal: &Path, timeline: TimelineId, number: u64, size: u32, flu
     let path = pg_wal.join(segment_name(timeline, number, size));
     let file = File::open(&path).map_err(|error| {
         if error.kind() == std::io::ErrorKind::NotFound {
-            Error::new("live-wal-missing", format!("WAL segment {} is not in pg_wal", segment_name(timeline, number, size)))
-                .detail(format!("\"{}\" does not exist. What it held cannot be counted.", path.display()))
-                .hint("Run `pgproof wal gaps` to see whether a copy has it.")
+            Error::new(
+                "live-wal-missing",
+                format!(
+                    "WAL segment {} is not in pg_wal",
+                    segment_name(timeline, number, size)
+                ),
+            )
+            .detail(format!(
+                "\"{}\" does not exist. What it held cannot be counted.",
+                path.display()
+            ))
+            .hint("Run `pgproof wal gaps` to see whether a copy has it.")
         } else {
-            Error::io("file-read", format!("cannot open file \"{}\"", path.display()), &error)
+            Error::io(
+                "file-read",
+                format!("cannot open file \"{}\"", path.display()),
+                &error,
+            )
         }
     })?;
     let mut bytes = vec![0; size as usize];
     let start = Lsn(number.saturating_mul(u64::from(size)));
     let valid = flush.checked_sub(start).unwrap_or(0).min(u64::from(size)) as usize;
     let flushed = bytes.get_mut(..valid).unwrap_or_default();
-    file.read_exact_at(flushed, 0)
-        .map_err(|error| Error::io("file-read", format!("cannot read file \"{}\"", path.display()), &error))?;
+    file.read_exact_at(flushed, 0).map_err(|error| {
+        Error::io(
+            "file-read",
+            format!("cannot read file \"{}\"", path.display()),
+            &error,
+        )
+    })?;
     Ok(bytes)
 }

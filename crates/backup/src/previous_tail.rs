@@ -48,7 +48,12 @@ pub(crate) fn previous_tail(
 }
 
 /// The segment's file under the name of this timeline or of one shortly before it.
-fn open(pg_wal: &Path, timeline: TimelineId, number: u64, wal_segment_size: u32) -> Option<(File, TimelineId)> {
+fn open(
+    pg_wal: &Path,
+    timeline: TimelineId,
+    number: u64,
+    wal_segment_size: u32,
+) -> Option<(File, TimelineId)> {
     let oldest = timeline.0.saturating_sub(TIMELINES_MAX).max(1);
     (oldest..=timeline.0).rev().map(TimelineId).find_map(|timeline| {
         let file = File::open(pg_wal.join(segment_name(timeline, number, wal_segment_size))).ok()?;

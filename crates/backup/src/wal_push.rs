@@ -8,11 +8,13 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
 use postgres::{
-    ControlFile, SegmentHeader, SegmentIndex, SegmentIndexer, SystemIdentifier, TimelineHistory, Verdict, WalFile,
+    ControlFile, SegmentHeader, SegmentIndex, SegmentIndexer, SystemIdentifier, TimelineHistory, Verdict,
+    WalFile,
 };
 use repository::{ClusterRepository, PutWal, WalFileKind, Writer};
 use serde::Serialize;
@@ -50,9 +52,9 @@ pub struct PushOptions {
 pub struct PushPhases {
     /// Reading `pg_control` and the file.
     pub read: Duration,
-    /// Checking the file against its name, and indexing it.
+    /// Indexing it, while it is compressed.
     pub index: Duration,
-    /// Claim, digest, compression, sealing, writing, making durable.
+    /// Claim, digest, compression (and, beside it, the index), sealing, writing, making durable.
     pub store: Duration,
     pub total: Duration,
 }
@@ -94,29 +96,22 @@ pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) ->
     let mut phases = PushPhases::default();
     let needed = options.acknowledge.max(1);
     if copies.len() < needed {
-        return Err(Error::usage("wal-not-acknowledged", format!("{needed} copies must acknowledge, but there are {}", copies.len()))
-            .hint("Correct copies and acknowledge of the cluster in the configuration file."));
+        return Err(Error::usage(
+            "wal-not-acknowledged",
+            format!("{needed} copies must acknowledge, but there are {}", copies.len()),
+        )
+        .hint("Correct copies and acknowledge of the cluster in the configuration file."));
     }
     refuse_restored(&options.data_directory)?;
     let (_, control) = cluster::read_control_file(&options.data_directory)?;
     let source = read(options, &control)?;
     phases.read = began.elapsed();
 
-    let mut warnings = Vec::new();
-    let indexing = Instant::now();
-    let index = match source.file {
-        WalFile::Segment { .. } => Some(index(&source, &mut warnings)?),
-        WalFile::Partial { .. } => {
-            check_header(&source)?;
-            None
-        }
-        WalFile::History { timeline } => {
-            TimelineHistory::parse(timeline, &source.bytes)?;
-            None
-        }
-        WalFile::BackupHistory { .. } => None,
-    };
-    phases.index = indexing.elapsed();
+    match source.file {
+        WalFile::Segment { .. } | WalFile::Partial { .. } => drop(check_header(&source)?),
+        WalFile::History { timeline } => drop(TimelineHistory::parse(timeline, &source.bytes)?),
+        WalFile::BackupHistory { .. } => {}
+    }
 
     let storing = Instant::now();
     let writer = Writer {
@@ -125,28 +120,58 @@ pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) ->
     };
     let outcomes = in_parallel(copies, |copy| claim(copy.repository, &source, &writer, now));
     // A second writer is refused before anything is stored in any copy.
-    if let Some(error) = outcomes.iter().filter_map(|claim| claim.as_ref().err()).find(|e| e.code() == "wal-second-writer") {
+    if let Some(error) = outcomes
+        .iter()
+        .filter_map(|claim| claim.as_ref().err())
+        .find(|e| e.code() == "wal-second-writer")
+    {
         return Err(error.clone());
     }
     let claimed: Vec<(Copy<'_>, Result<()>)> = copies.iter().copied().zip(outcomes).collect();
+    // Made once for all copies, beside the compression, and not at all when every copy has the segment already.
+    let indexed = OnceLock::new();
     let stored = in_parallel(&claimed, |(copy, claim)| {
         claim.clone()?;
-        store(copy.repository, &source, index.as_ref())
+        store(copy.repository, &source, || {
+            let (index, _) = indexed.get_or_init(|| {
+                let began = Instant::now();
+                (index(&source), began.elapsed())
+            });
+            index.clone()
+        })
     });
     let outcomes = copies
         .iter()
         .zip(stored)
-        .map(|(copy, stored)| CopyOutcome { copy: copy.name.to_owned(), stored })
+        .map(|(copy, stored)| CopyOutcome {
+            copy: copy.name.to_owned(),
+            stored,
+        })
         .collect::<Vec<_>>();
     phases.store = storing.elapsed();
     phases.total = began.elapsed();
+    let mut warnings = Vec::new();
+    if let Some((index, elapsed)) = indexed.into_inner() {
+        phases.index = elapsed;
+        warnings.extend(index.ok().and_then(|index| warning(&source.name, &index.verdict)));
+    }
     acknowledge(&source.name, &outcomes, needed)?;
     for outcome in &outcomes {
         if let Err(error) = &outcome.stored {
-            warnings.push(format!("copy \"{}\" does not hold {}: {}", outcome.copy, source.name, error.message()));
+            warnings.push(format!(
+                "copy \"{}\" does not hold {}: {}",
+                outcome.copy,
+                source.name,
+                error.message()
+            ));
         }
     }
-    Ok(PushResult { file: source.name, copies: outcomes, warnings, phases })
+    Ok(PushResult {
+        file: source.name,
+        copies: outcomes,
+        warnings,
+        phases,
+    })
 }
 
 /// Hard rule 23.
@@ -168,11 +193,23 @@ fn refuse_restored(data_directory: &Path) -> Result<()> {
 fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
     let path = options.data_directory.join(&options.path);
     let size = control.wal_segment_size;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let Some(file) = WalFile::parse(&name, size) else {
-        return Err(Error::usage("wal-file-name", format!("\"{}\" is not a file that PostgreSQL archives", name.escape_debug()))
-            .detail(format!("Names are those of segments of {size} bytes, of histories, and of partial segments."))
-            .hint("In archive_command, write %p for the path."));
+        return Err(Error::usage(
+            "wal-file-name",
+            format!(
+                "\"{}\" is not a file that PostgreSQL archives",
+                name.escape_debug()
+            ),
+        )
+        .detail(format!(
+            "Names are those of segments of {size} bytes, of histories, and of partial segments."
+        ))
+        .hint("In archive_command, write %p for the path."));
     };
     let limit = match file {
         WalFile::Segment { .. } | WalFile::Partial { .. } => u64::from(size),
@@ -180,27 +217,49 @@ fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
     };
     let bytes = read_file(&path, limit)?;
     if matches!(file, WalFile::Segment { .. } | WalFile::Partial { .. }) && bytes.len() as u64 != limit {
-        return Err(Error::new("wal-segment-size", format!("WAL segment {name} has {} bytes instead of {limit}", bytes.len()))
-            .detail("PostgreSQL writes segments in full length; this file is not complete."));
+        return Err(Error::new(
+            "wal-segment-size",
+            format!("WAL segment {name} has {} bytes instead of {limit}", bytes.len()),
+        )
+        .detail("PostgreSQL writes segments in full length; this file is not complete."));
     }
     let pg_wal = path.parent().unwrap_or(&options.data_directory).to_path_buf();
-    Ok(Source { system: control.system_identifier, file, name, bytes, pg_wal, wal_segment_size: size })
+    Ok(Source {
+        system: control.system_identifier,
+        file,
+        name,
+        bytes,
+        pg_wal,
+        wal_segment_size: size,
+    })
 }
 
 /// Reads at most `limit` bytes; a longer file is an error.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let failed = |error: &std::io::Error| {
         if error.kind() == std::io::ErrorKind::NotFound {
-            Error::new("wal-file-missing", format!("file \"{}\" does not exist", path.display()))
+            Error::new(
+                "wal-file-missing",
+                format!("file \"{}\" does not exist", path.display()),
+            )
         } else {
-            Error::io("file-read", format!("cannot read file \"{}\"", path.display()), error)
+            Error::io(
+                "file-read",
+                format!("cannot read file \"{}\"", path.display()),
+                error,
+            )
         }
     };
     let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
     let mut bytes = Vec::with_capacity(usize::try_from(limit).unwrap_or(0).saturating_add(1));
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|error| failed(&error))?;
     if bytes.len() as u64 > limit {
-        return Err(Error::new("wal-segment-size", format!("file \"{}\" is larger than {limit} bytes", path.display())));
+        return Err(Error::new(
+            "wal-segment-size",
+            format!("file \"{}\" is larger than {limit} bytes", path.display()),
+        ));
     }
     Ok(bytes)
 }
@@ -209,63 +268,103 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
 fn check_header(source: &Source) -> Result<SegmentHeader> {
     let header = SegmentHeader::parse(&source.bytes)?;
     if header.system_identifier != source.system {
-        return Err(Error::new("wal-segment-system", format!("WAL segment {} is of another cluster", source.name)).detail(
-            format!(
-                "Its first page has system identifier {}, the data directory's is {}.",
-                header.system_identifier, source.system
-            ),
-        ));
+        return Err(Error::new(
+            "wal-segment-system",
+            format!("WAL segment {} is of another cluster", source.name),
+        )
+        .detail(format!(
+            "Its first page has system identifier {}, the data directory's is {}.",
+            header.system_identifier, source.system
+        )));
     }
     if header.segment_size != source.wal_segment_size {
-        return Err(Error::new("wal-segment-size", format!("WAL segment {} is of another segment size", source.name)));
+        return Err(Error::new(
+            "wal-segment-size",
+            format!("WAL segment {} is of another segment size", source.name),
+        ));
     }
-    if source.file.start(source.wal_segment_size) != Some(header.page_address) || header.timeline > source.file.timeline() {
-        return Err(Error::new("wal-segment-name", format!("WAL segment {} holds other WAL than its name says", source.name))
-            .detail(format!("Its first page is at {} of timeline {}.", header.page_address, header.timeline))
-            .hint("Do not copy or rename files in pg_wal. If the server itself left it so, run `pgproof check`."));
+    if source.file.start(source.wal_segment_size) != Some(header.page_address)
+        || header.timeline > source.file.timeline()
+    {
+        return Err(Error::new(
+            "wal-segment-name",
+            format!("WAL segment {} holds other WAL than its name says", source.name),
+        )
+        .detail(format!(
+            "Its first page is at {} of timeline {}.",
+            header.page_address, header.timeline
+        ))
+        .hint(
+            "Do not copy or rename files in pg_wal. If the server itself left it so, run `pgproof check`.",
+        ));
     }
     Ok(header)
 }
 
 /// Indexes a segment, with the record that spans its start when the segment before is still there.
-fn index(source: &Source, warnings: &mut Vec<String>) -> Result<SegmentIndex> {
+fn index(source: &Source) -> Result<SegmentIndex> {
     let header = check_header(source)?;
     let before = (header.remaining_length > 0)
-        .then(|| previous_tail(&source.pg_wal, source.file.timeline(), header.number(), source.wal_segment_size))
+        .then(|| {
+            previous_tail(
+                &source.pg_wal,
+                source.file.timeline(),
+                header.number(),
+                source.wal_segment_size,
+            )
+        })
         .flatten();
-    let index = SegmentIndexer::index(&source.bytes, &source.file, before.as_deref())?;
-    match &index.verdict {
-        Verdict::Good => {}
-        // Kept all the same: refusing it would stop the archiver, and the index says what is wrong with it.
-        Verdict::Incomplete { at } => warnings.push(format!("valid WAL in {} ends at {at}", source.name)),
-        Verdict::Damaged { at, reason } => {
-            warnings.push(format!("valid WAL in {} ends at {at}: {reason}", source.name));
-        }
+    SegmentIndexer::index(&source.bytes, &source.file, before.as_deref())
+}
+
+/// A segment in which valid WAL ends early is kept all the same: refusing it would stop the archiver, and its index says
+/// what is wrong with it.
+fn warning(name: &str, verdict: &Verdict) -> Option<String> {
+    match verdict {
+        Verdict::Good => None,
+        Verdict::Incomplete { at } => Some(format!("valid WAL in {name} ends at {at}")),
+        Verdict::Damaged { at, reason } => Some(format!("valid WAL in {name} ends at {at}: {reason}")),
     }
-    Ok(index)
 }
 
 /// Hard rule 19. Partial segments are of a timeline that ends: whoever has one may push it.
-fn claim(repository: &ClusterRepository, source: &Source, writer: &Writer, now: jiff::Timestamp) -> Result<()> {
+fn claim(
+    repository: &ClusterRepository,
+    source: &Source,
+    writer: &Writer,
+    now: jiff::Timestamp,
+) -> Result<()> {
     match source.file {
         WalFile::Partial { .. } => Ok(()),
         _ => repository.claim(source.system, source.file.timeline(), writer, now),
     }
 }
 
-fn store(repository: &ClusterRepository, source: &Source, index: Option<&SegmentIndex>) -> Result<PutWal> {
-    let kind = match (source.file, index) {
-        (_, Some(index)) => return repository.put_segment(source.system, &source.file, &source.bytes, index),
-        (WalFile::Partial { .. } | WalFile::Segment { .. }, None) => WalFileKind::Partial,
-        (WalFile::History { .. }, None) => WalFileKind::History,
-        (WalFile::BackupHistory { .. }, None) => WalFileKind::Label,
+fn store(
+    repository: &ClusterRepository,
+    source: &Source,
+    index: impl FnOnce() -> Result<SegmentIndex> + Send,
+) -> Result<PutWal> {
+    let kind = match source.file {
+        WalFile::Segment { .. } => {
+            return repository
+                .put_segment_with(source.system, &source.file, &source.bytes, index)
+                .map(|(put, _)| put);
+        }
+        WalFile::Partial { .. } => WalFileKind::Partial,
+        WalFile::History { .. } => WalFileKind::History,
+        WalFile::BackupHistory { .. } => WalFileKind::Label,
     };
     repository.put_file(source.system, kind, &source.name, &source.bytes)
 }
 
 /// The policy, and what overrules it: content that contradicts what is archived is never passed over.
 fn acknowledge(name: &str, outcomes: &[CopyOutcome], needed: usize) -> Result<()> {
-    let failures = || outcomes.iter().filter_map(|outcome| Some((outcome, outcome.stored.as_ref().err()?)));
+    let failures = || {
+        outcomes
+            .iter()
+            .filter_map(|outcome| Some((outcome, outcome.stored.as_ref().err()?)))
+    };
     if let Some((_, error)) = failures().find(|(_, error)| error.code() == "wal-conflict") {
         return Err(error.clone());
     }
@@ -277,10 +376,17 @@ fn acknowledge(name: &str, outcomes: &[CopyOutcome], needed: usize) -> Result<()
     if let ([_], Some((_, error))) = (outcomes, failures().next()) {
         return Err(error.clone());
     }
-    let reasons: Vec<String> =
-        failures().map(|(outcome, error)| format!("Copy \"{}\": {}.", outcome.copy, error.message())).collect();
-    Err(Error::new("wal-not-acknowledged", format!("{name} is durable in {durable} copies of {needed} that must hold it"))
-        .detail(format!("{} PostgreSQL keeps the file and tries again.", reasons.join(" "))))
+    let reasons: Vec<String> = failures()
+        .map(|(outcome, error)| format!("Copy \"{}\": {}.", outcome.copy, error.message()))
+        .collect();
+    Err(Error::new(
+        "wal-not-acknowledged",
+        format!("{name} is durable in {durable} copies of {needed} that must hold it"),
+    )
+    .detail(format!(
+        "{} PostgreSQL keeps the file and tries again.",
+        reasons.join(" ")
+    )))
 }
 
 /// Runs `work` for each item, in threads when there are several.
@@ -291,7 +397,10 @@ fn in_parallel<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> Result<T> + S
     std::thread::scope(|scope| {
         let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
         let ended = || Error::new("wal-push", "a thread of the push ended unexpectedly");
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(ended()))).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(ended())))
+            .collect()
     })
 }
 
@@ -300,16 +409,26 @@ mod tests {
     use super::*;
 
     fn outcome(copy: &str, stored: Result<PutWal>) -> CopyOutcome {
-        CopyOutcome { copy: copy.into(), stored }
+        CopyOutcome {
+            copy: copy.into(),
+            stored,
+        }
     }
 
     fn put() -> PutWal {
-        PutWal { object: "x".into(), created: true, stored_bytes: 1 }
+        PutWal {
+            object: "x".into(),
+            created: true,
+            stored_bytes: 1,
+        }
     }
 
     #[test]
     fn one_copy_of_two_is_enough_only_if_the_policy_says_so() {
-        let outcomes = [outcome("local", Ok(put())), outcome("far", Err(Error::new("store-unreachable", "no answer")))];
+        let outcomes = [
+            outcome("local", Ok(put())),
+            outcome("far", Err(Error::new("store-unreachable", "no answer"))),
+        ];
         assert!(acknowledge("X", &outcomes, 1).is_ok());
         let error = acknowledge("X", &outcomes, 2).unwrap_err();
         assert_eq!(error.code(), "wal-not-acknowledged");
@@ -318,7 +437,10 @@ mod tests {
 
     #[test]
     fn a_conflict_in_any_copy_is_never_acknowledged() {
-        let outcomes = [outcome("local", Ok(put())), outcome("far", Err(Error::new("wal-conflict", "other content")))];
+        let outcomes = [
+            outcome("local", Ok(put())),
+            outcome("far", Err(Error::new("wal-conflict", "other content"))),
+        ];
         assert_eq!(acknowledge("X", &outcomes, 1).unwrap_err().code(), "wal-conflict");
     }
 

@@ -24,14 +24,23 @@ const TABLES: &[&str] = &[
 ];
 
 /// Restores a backup, replays all archived WAL, and gives the digests of all rows.
-fn rows_of_restored(archived: &Archived, backup: &repository::Backup, folder: &str) -> std::collections::BTreeMap<String, String> {
+fn rows_of_restored(
+    archived: &Archived,
+    backup: &repository::Backup,
+    folder: &str,
+) -> std::collections::BTreeMap<String, String> {
     let base = archived.scratch.path().join(folder);
     std::fs::create_dir(&base).unwrap();
     common::give_away(&base);
     let data = base.join("data");
     restore(&archived.repository, backup, &data);
     let archive = base.join("archive");
-    write_archive(&archived.repository, backup.system_identifier, backup.geometry.wal_segment_size, &archive);
+    write_archive(
+        &archived.repository,
+        backup.system_identifier,
+        backup.geometry.wal_segment_size,
+        &archive,
+    );
     std::fs::write(data.join("recovery.signal"), b"").unwrap();
     common::give_away(&data);
     let socket = archived.scratch.subfolder(&format!("{folder}-s")).unwrap();
@@ -46,7 +55,11 @@ fn rows_of_restored(archived: &Archived, backup: &repository::Backup, folder: &s
     }
     let mut instance = Instance::open(archived.cluster.programs(), &data).unwrap();
     if let Err(error) = instance.start(&start) {
-        panic!("{}\n{}", error.render(), std::fs::read_to_string(base.join("log")).unwrap_or_default());
+        panic!(
+            "{}\n{}",
+            error.render(),
+            std::fs::read_to_string(base.join("log")).unwrap_or_default()
+        );
     }
     let conninfo = instance.conninfo("postgres");
     let mut session = Session::connect(&conninfo).unwrap();
@@ -64,13 +77,19 @@ fn rows_of_restored(archived: &Archived, backup: &repository::Backup, folder: &s
 
 #[test]
 fn two_backups_of_a_changing_cluster_restore_to_the_same_rows_and_share_what_did_not_change() {
-    let Some(archived) = Archived::start("two backups", true, &[]) else { return };
+    let Some(archived) = Archived::start("two backups", true, &[]) else {
+        return;
+    };
     archived.sql(TABLES);
     let archiver = archived.archiver();
 
     let plan = archived.plan().unwrap();
     assert_eq!(plan.parent, None);
-    assert!(plan.parent_reason.contains("no earlier backup"), "{}", plan.parent_reason);
+    assert!(
+        plan.parent_reason.contains("no earlier backup"),
+        "{}",
+        plan.parent_reason
+    );
     assert!(plan.files > 100 && plan.bytes > 20 << 20, "{plan}");
 
     let workload = Workload::start(&archived.cluster.conninfo(), 2).unwrap();
@@ -82,7 +101,10 @@ fn two_backups_of_a_changing_cluster_restore_to_the_same_rows_and_share_what_did
     assert!(first.pages_stored > 2500, "{}", first.pages_stored);
     assert!(first.backup.stop_lsn > first.backup.start_lsn);
 
-    archived.sql(&["update large set filler = 'changed' where id = 15000", "insert into small values (3, 'three')"]);
+    archived.sql(&[
+        "update large set filler = 'changed' where id = 15000",
+        "insert into small values (3, 'three')",
+    ]);
     let plan = archived.plan().unwrap();
     assert_eq!(plan.parent, Some(first.backup.backup), "{plan}");
     let second = archived.backup().unwrap();
@@ -92,18 +114,28 @@ fn two_backups_of_a_changing_cluster_restore_to_the_same_rows_and_share_what_did
     assert!(second.pages_stored < 1500, "{}", second.pages_stored);
 
     let third = archived.backup().unwrap();
-    assert!(third.pages_stored < 40, "an idle cluster's pages were stored again: {}", third.pages_stored);
+    assert!(
+        third.pages_stored < 40,
+        "an idle cluster's pages were stored again: {}",
+        third.pages_stored
+    );
     assert!(third.bytes_stored < 200_000, "{}", third.bytes_stored);
 
     let expected = row_digest(&archived.cluster.conninfo()).unwrap();
     cluster::switch_wal(&mut archived.cluster.session().unwrap()).unwrap();
     wait_until_archived(&archived);
     archiver.finish();
-    for (backup, folder) in [(&first.backup, "one"), (&second.backup, "two"), (&third.backup, "three")] {
+    for (backup, folder) in [
+        (&first.backup, "one"),
+        (&second.backup, "two"),
+        (&third.backup, "three"),
+    ] {
         let mut rows = rows_of_restored(&archived, backup, folder);
         // An unlogged table is empty after recovery, as it is after a crash.
         let mut expected = expected.clone();
-        let unlogged = |rows: &mut std::collections::BTreeMap<String, String>| rows.retain(|name, _| !name.contains("unlogged"));
+        let unlogged = |rows: &mut std::collections::BTreeMap<String, String>| {
+            rows.retain(|name, _| !name.contains("unlogged"))
+        };
         unlogged(&mut rows);
         unlogged(&mut expected);
         assert_eq!(rows, expected, "backup {folder}");
@@ -113,7 +145,10 @@ fn two_backups_of_a_changing_cluster_restore_to_the_same_rows_and_share_what_did
 fn wait_until_archived(archived: &Archived) {
     let status = archived.cluster.data_directory().join("pg_wal/archive_status");
     for _ in 0..500 {
-        let ready = std::fs::read_dir(&status).unwrap().flatten().any(|entry| entry.path().extension().is_some_and(|e| e == "ready"));
+        let ready = std::fs::read_dir(&status)
+            .unwrap()
+            .flatten()
+            .any(|entry| entry.path().extension().is_some_and(|e| e == "ready"));
         if !ready {
             return;
         }
@@ -124,7 +159,9 @@ fn wait_until_archived(archived: &Archived) {
 
 #[test]
 fn a_backup_leaves_out_what_postgresql_leaves_out_and_nothing_else() {
-    let Some(archived) = Archived::start("left out", true, &[]) else { return };
+    let Some(archived) = Archived::start("left out", true, &[]) else {
+        return;
+    };
     archived.sql(TABLES);
     let space = archived.scratch.subfolder("space").unwrap();
     archived.sql(&[
@@ -135,11 +172,17 @@ fn a_backup_leaves_out_what_postgresql_leaves_out_and_nothing_else() {
     ]);
     let mut session = archived.cluster.session().unwrap();
     let path = |session: &mut Session, relation: &str| {
-        session.one(&format!("select pg_catalog.pg_relation_filepath('{relation}')")).unwrap()[0].clone().unwrap()
+        session
+            .one(&format!("select pg_catalog.pg_relation_filepath('{relation}')"))
+            .unwrap()[0]
+            .clone()
+            .unwrap()
     };
     let unlogged = path(&mut session, "unlogged");
     let there = path(&mut session, "there");
-    session.execute("create temporary table temporary as select generate_series(1, 100) id").unwrap();
+    session
+        .execute("create temporary table temporary as select generate_series(1, 100) id")
+        .unwrap();
     let temporary = path(&mut session, "temporary");
     let data = archived.cluster.data_directory();
     std::fs::write(data.join("base/pgsql_tmp_is_left_out"), b"x").unwrap();
@@ -155,9 +198,19 @@ fn a_backup_leaves_out_what_postgresql_leaves_out_and_nothing_else() {
     assert!(there.starts_with("pg_tblspc/") && has(&there), "{there}");
     assert!(has("a file of the administrator"));
     assert!(!has("base/pgsql_tmp_is_left_out"));
-    for wanted in ["PG_VERSION", "global/pg_control", "backup_label", "tablespace_map", "pg_wal", "pg_wal/archive_status",
-        "pg_replslot", "pg_notify", "postgresql.conf", "pg_hba.conf", "global/pg_filenode.map"]
-    {
+    for wanted in [
+        "PG_VERSION",
+        "global/pg_control",
+        "backup_label",
+        "tablespace_map",
+        "pg_wal",
+        "pg_wal/archive_status",
+        "pg_replslot",
+        "pg_notify",
+        "postgresql.conf",
+        "pg_hba.conf",
+        "global/pg_filenode.map",
+    ] {
         assert!(has(wanted), "{wanted} is missing");
     }
     for path in entries.keys() {
@@ -167,26 +220,41 @@ fn a_backup_leaves_out_what_postgresql_leaves_out_and_nothing_else() {
     }
     assert_eq!(backup.tablespaces.len(), 1);
     assert_eq!(backup.tablespaces[0].location, space.to_str().unwrap());
-    let listed = cluster::list(data, &archived.plan().unwrap().tablespaces, archived.plan().unwrap().server.major).unwrap();
+    let listed = cluster::list(
+        data,
+        &archived.plan().unwrap().tablespaces,
+        archived.plan().unwrap().server.major,
+    )
+    .unwrap();
     let missing: Vec<_> = listed
         .iter()
         .map(|entry| String::from_utf8_lossy(&entry.path).into_owned())
         .filter(|path| !has(path) && !path.starts_with("pg_stat") && !path.starts_with("pg_logical"))
         .collect();
     assert_eq!(missing, Vec::<String>::new());
-    let files = entries.values().filter(|entry| matches!(entry.kind, EntryKind::File { .. })).count();
+    let files = entries
+        .values()
+        .filter(|entry| matches!(entry.kind, EntryKind::File { .. }))
+        .count();
     assert_eq!(backup.files, files as u64);
-    let catalog: postgres::Catalog = serde_json::from_slice(&archived.repository.catalog(&backup).unwrap()).unwrap();
+    let catalog: postgres::Catalog =
+        serde_json::from_slice(&archived.repository.catalog(&backup).unwrap()).unwrap();
     assert_eq!(catalog.find_table("public.large").len(), 1);
 }
 
 #[test]
 fn without_its_wal_a_backup_is_not_recorded_and_the_next_one_stores_nothing_twice() {
-    let Some(archived) = Archived::start("no WAL", true, &[]) else { return };
+    let Some(archived) = Archived::start("no WAL", true, &[]) else {
+        return;
+    };
     archived.sql(TABLES);
     let error = archived.backup_with(&(), Duration::from_secs(2)).unwrap_err();
     assert_eq!(error.code(), "backup-wal-missing", "{}", error.render());
-    assert!(error.message().contains("0000000100000000000000"), "{}", error.render());
+    assert!(
+        error.message().contains("0000000100000000000000"),
+        "{}",
+        error.render()
+    );
     assert_eq!(archived.repository.backups().unwrap(), []);
     assert_eq!(archived.repository.unfinished_runs().unwrap().len(), 1);
 
@@ -217,21 +285,29 @@ fn child_that_is_killed() {
     let arguments = std::env::var("PGPROOF_TEST_CHILD").unwrap();
     let [conninfo, url, key] = arguments.splitn(3, '\n').collect::<Vec<_>>().try_into().unwrap();
     let key = RecipientKey::from_key_file_text(key).unwrap();
-    let repository = Repository::open(open_store(url).unwrap(), &key).unwrap().cluster("main").unwrap();
+    let repository = Repository::open(open_store(url).unwrap(), &key)
+        .unwrap()
+        .cluster("main")
+        .unwrap();
     let _ = run_backup(conninfo, &repository, &KillBeforeRecord, Duration::from_secs(60));
     panic!("still alive");
 }
 
 #[test]
 fn a_killed_backup_leaves_nothing_visible_and_the_next_one_stores_nothing_twice() {
-    let Some(archived) = Archived::start("killed", true, &[]) else { return };
+    let Some(archived) = Archived::start("killed", true, &[]) else {
+        return;
+    };
     archived.sql(TABLES);
     let archiver = archived.archiver();
     let url = archived.repository.repository().store().url();
     let key = archived.key.to_key_file_text().unwrap();
     let status = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_that_is_killed", "--ignored", "--nocapture"])
-        .env("PGPROOF_TEST_CHILD", format!("{}\n{url}\n{}", archived.cluster.conninfo(), key.trim_end()))
+        .env(
+            "PGPROOF_TEST_CHILD",
+            format!("{}\n{url}\n{}", archived.cluster.conninfo(), key.trim_end()),
+        )
         .stdout(std::process::Stdio::null())
         .status()
         .unwrap();
@@ -251,28 +327,43 @@ fn a_killed_backup_leaves_nothing_visible_and_the_next_one_stores_nothing_twice(
 fn damage(archived: &mut Archived, relation: &str, block: u64) -> String {
     let mut session = archived.cluster.session().unwrap();
     session.execute("checkpoint").unwrap();
-    let path = session.one(&format!("select pg_catalog.pg_relation_filepath('{relation}')")).unwrap()[0].clone().unwrap();
+    let path = session
+        .one(&format!("select pg_catalog.pg_relation_filepath('{relation}')"))
+        .unwrap()[0]
+        .clone()
+        .unwrap();
     drop(session);
-    let file = std::fs::OpenOptions::new().write(true).open(archived.cluster.data_directory().join(&path)).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(archived.cluster.data_directory().join(&path))
+        .unwrap();
     file.write_all_at(b"damage", block * 8192 + 5000).unwrap();
     path
 }
 
 #[test]
 fn a_damaged_page_is_a_finding_and_the_backup_is_made_all_the_same() {
-    let Some(mut archived) = Archived::start("damaged", true, &[]) else { return };
+    let Some(mut archived) = Archived::start("damaged", true, &[]) else {
+        return;
+    };
     archived.sql(TABLES);
     let archiver = archived.archiver();
     let path = damage(&mut archived, "large", 1500);
     let result = archived.backup().unwrap();
     archiver.finish();
     assert_eq!(result.damaged.len(), 1);
-    assert_eq!((result.damaged[0].path.as_str(), result.damaged[0].block), (path.as_str(), 1500));
+    assert_eq!(
+        (result.damaged[0].path.as_str(), result.damaged[0].block),
+        (path.as_str(), 1500)
+    );
     assert_eq!(result.findings.len(), 1);
     assert_eq!(result.findings[0].code, "page-damaged");
     assert_eq!(result.excused, []);
     assert_eq!(result.backup.excused_pages, []);
-    assert_eq!(archived.repository.backups().unwrap().len(), 1);
+    let recorded = archived.repository.backups().unwrap();
+    assert_eq!(recorded.len(), 1);
+    assert_eq!(recorded[0].damaged_pages.len(), 1);
+    assert_eq!(recorded[0].damaged_pages[0].block, 1500);
 }
 
 /// Runs something once, when reading has begun.
@@ -290,7 +381,9 @@ impl<F: Fn() + Sync> Progress for During<F> {
 
 #[test]
 fn a_server_that_dies_during_the_backup_leaves_no_record() {
-    let Some(mut archived) = Archived::start("server dies", true, &[]) else { return };
+    let Some(mut archived) = Archived::start("server dies", true, &[]) else {
+        return;
+    };
     archived.sql(TABLES);
     let pid = archived.cluster.instance().pid().unwrap();
     let kill = During(Mutex::new(false), || {
@@ -304,13 +397,38 @@ fn a_server_that_dies_during_the_backup_leaves_no_record() {
 }
 
 #[test]
+fn a_session_that_is_ended_during_the_backup_leaves_no_record() {
+    let Some(archived) = Archived::start("session ends", true, &[]) else {
+        return;
+    };
+    let archiver = archived.archiver();
+    let end = During(Mutex::new(false), || {
+        archived.sql(&[
+            "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
+                        where application_name = 'pgproof backup'",
+        ]);
+    });
+    let error = archived.backup_with(&end, Duration::from_secs(5)).unwrap_err();
+    archiver.finish();
+    assert_eq!(error.code(), "backup-aborted", "{}", error.render());
+    assert_eq!(archived.repository.backups().unwrap(), []);
+}
+
+#[test]
 fn a_second_backup_at_the_same_time_is_refused() {
-    let Some(archived) = Archived::start("second", true, &[]) else { return };
+    let Some(archived) = Archived::start("second", true, &[]) else {
+        return;
+    };
     let archiver = archived.archiver();
     let other = Mutex::new(None);
     let conninfo = archived.cluster.conninfo();
     let second = During(Mutex::new(false), || {
-        *other.lock().unwrap() = Some(run_backup(&conninfo, &archived.repository, &(), Duration::from_secs(5)));
+        *other.lock().unwrap() = Some(run_backup(
+            &conninfo,
+            &archived.repository,
+            &(),
+            Duration::from_secs(5),
+        ));
     });
     archived.backup_with(&second, Duration::from_secs(60)).unwrap();
     archiver.finish();
@@ -320,7 +438,9 @@ fn a_second_backup_at_the_same_time_is_refused() {
 
 #[test]
 fn a_cluster_that_was_set_back_gets_no_parent() {
-    let Some(mut archived) = Archived::start("set back", true, &[]) else { return };
+    let Some(mut archived) = Archived::start("set back", true, &[]) else {
+        return;
+    };
     archived.sql(TABLES);
     let archiver = archived.archiver();
     // A copy of the data directory from before the backup is put back afterwards: same timeline, older LSN.
@@ -339,20 +459,42 @@ fn a_cluster_that_was_set_back_gets_no_parent() {
     archived.cluster.start_again().unwrap();
     let plan = archived.plan().unwrap();
     assert_eq!(plan.parent, None);
-    assert!(plan.parent_reason.contains(&first.backup.backup.to_string()), "{}", plan.parent_reason);
-    assert!(plan.parent_reason.contains("before the backup's end"), "{}", plan.parent_reason);
+    assert!(
+        plan.parent_reason.contains(&first.backup.backup.to_string()),
+        "{}",
+        plan.parent_reason
+    );
+    assert!(
+        plan.parent_reason.contains("before the backup's end"),
+        "{}",
+        plan.parent_reason
+    );
 }
 
 fn copy_tree(from: &Path, to: &Path) {
-    let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 
 #[test]
 fn without_archiving_a_backup_is_refused_before_it_begins() {
-    let Some(cluster) = testing::TestCluster::start_or_skip("no archiving", &testing::TestOptions::default()) else { return };
+    let Some(cluster) = testing::TestCluster::start_or_skip("no archiving", &testing::TestOptions::default())
+    else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     let (repository, _) = common::repository(&folder.path().join("repository"));
-    let error = backup::base::plan(&cluster.conninfo(), &repository, &Default::default(), jiff::Timestamp::now()).unwrap_err();
+    let error = backup::base::plan(
+        &cluster.conninfo(),
+        &repository,
+        &Default::default(),
+        jiff::Timestamp::now(),
+    )
+    .unwrap_err();
     assert_eq!(error.code(), "archiving-off");
 }

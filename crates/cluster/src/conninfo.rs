@@ -335,8 +335,14 @@ fn parse_uri(rest: &str) -> Result<Conninfo> {
             return Err(syntax("\"=\" is missing in the query part of the URI".into()));
         };
         let (name, value) = (percent_decode(name)?, percent_decode(value)?);
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-            return Err(syntax("a setting in the query part of the URI has no proper name".into()));
+        if name.is_empty()
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            return Err(syntax(
+                "a setting in the query part of the URI has no proper name".into(),
+            ));
         }
         if name == "ssl" && value == "true" {
             settings.insert("sslmode".to_string(), "require".to_string());

@@ -1,8 +1,8 @@
 //! amcheck in a copy: every permanent table by `verify_heapam`, every valid B-tree by `bt_index_check`.
 //!
-//! Invariants: where the extension is missing and cannot be made, the answer is NOT RUN; a statement that ran out of time
-//! or was locked out is "could not look"; only the message that amcheck itself gives is recorded (it names relations and
-//! positions, never values).
+//! Invariants: where the extension is missing and cannot be made, the answer is NOT RUN; a statement that ran
+//! out of time or was locked out is "could not look"; only the message that amcheck itself gives is recorded
+//! (it names relations and positions, never values).
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -127,10 +127,15 @@ pub fn run(
         others.push(connect(conninfo, database, timeout, true)?);
     }
     let outcome = std::thread::scope(|scope| {
-        let handles: Vec<_> = others.iter_mut().map(|session| scope.spawn(|| work(session))).collect();
+        let handles: Vec<_> = others
+            .iter_mut()
+            .map(|session| scope.spawn(|| work(session)))
+            .collect();
         let mut outcome = work(&mut first);
         for handle in handles {
-            let other = handle.join().unwrap_or_else(|_| Err(Error::new("thread-ended", "a thread ended badly")));
+            let other = handle
+                .join()
+                .unwrap_or_else(|_| Err(Error::new("thread-ended", "a thread ended badly")));
             outcome = outcome.and(other);
         }
         outcome
@@ -154,7 +159,8 @@ fn add(sum: &mut AmcheckResult, one: AmcheckResult) {
 /// Everything to look at, the largest first. The extension may live in any schema.
 fn items(session: &mut Session, database: &str) -> Result<Vec<Item>> {
     let row = session.one(
-        "SELECT quote_ident(n.nspname), EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = n.oid AND proname = 'verify_heapam') \
+        "SELECT quote_ident(n.nspname), EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = n.oid AND \
+         proname = 'verify_heapam') \
          FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'amcheck'",
     )?;
     let (schema, heap) = (text(&row, 0).to_string(), text(&row, 1) == "t");
@@ -178,7 +184,8 @@ fn items(session: &mut Session, database: &str) -> Result<Vec<Item>> {
                 _ if heap => Some(Item::Table {
                     name,
                     statement: format!(
-                        "SELECT blkno, coalesce(offnum::text, '-'), msg FROM {schema}.verify_heapam({oid}::oid::regclass) \
+                        "SELECT blkno, coalesce(offnum::text, '-'), msg FROM \
+                         {schema}.verify_heapam({oid}::oid::regclass) \
                          LIMIT {NAMED_MAX}"
                     ),
                 }),
@@ -205,7 +212,14 @@ fn check(session: &mut Session, item: &Item) -> Result<AmcheckResult> {
             result.bad_tables = 1;
             result.named = rows
                 .iter()
-                .map(|row| format!("{name} block {} item {}: {}", text(row, 0), text(row, 1), text(row, 2)))
+                .map(|row| {
+                    format!(
+                        "{name} block {} item {}: {}",
+                        text(row, 0),
+                        text(row, 1),
+                        text(row, 2)
+                    )
+                })
                 .collect();
         }
         (Ok(_), _) => {}
@@ -217,7 +231,9 @@ fn check(session: &mut Session, item: &Item) -> Result<AmcheckResult> {
                 } else {
                     result.bad_indexes = 1;
                 }
-                result.named.push(format!("{name}: {} ({state})", error.message()));
+                result
+                    .named
+                    .push(format!("{name}: {} ({state})", error.message()));
             }
             state => {
                 result.locked += u64::from(state == Some("55P03"));

@@ -1,7 +1,8 @@
-//! The WAL archive before and after a drill: a copy that archives is the worst thing a drill can do (field guide 1.6).
+//! The WAL archive before and after a drill: a copy that archives is the worst thing a drill can do (field
+//! guide 1.6).
 //!
-//! Invariants: names alone are compared, and they carry digests of content; whatever is not a segment or a label of
-//! production's own timeline is somebody else's. The comparison is pure.
+//! Invariants: names alone are compared, and they carry digests of content; whatever is not a segment or a
+//! label of production's own timeline is somebody else's. The comparison is pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,12 +24,23 @@ pub fn list(repository: &ClusterRepository) -> Result<Listing> {
     let objects = repository.repository().store().list(&prefix)?;
     Ok(objects
         .into_iter()
-        .map(|object| object.name.strip_prefix(&prefix).map(str::to_string).unwrap_or(object.name))
+        .map(|object| {
+            object
+                .name
+                .strip_prefix(&prefix)
+                .map(str::to_string)
+                .unwrap_or(object.name)
+        })
         .collect())
 }
 
 /// Compares two listings. `system` and `timeline` are production's own.
-pub fn compare(before: &Listing, after: &Listing, system: SystemIdentifier, timeline: TimelineId) -> ArchiveFacts {
+pub fn compare(
+    before: &Listing,
+    after: &Listing,
+    system: SystemIdentifier,
+    timeline: TimelineId,
+) -> ArchiveFacts {
     let mut facts = ArchiveFacts {
         objects_before: before.len() as u64,
         objects_after: after.len() as u64,
@@ -43,7 +55,9 @@ pub fn compare(before: &Listing, after: &Listing, system: SystemIdentifier, time
         }
     }
     for name in after.difference(before) {
-        let twice = name.rsplit_once('.').is_some_and(|(segment, _)| contents.get(segment).copied().unwrap_or(0) > 1);
+        let twice = name
+            .rsplit_once('.')
+            .is_some_and(|(segment, _)| contents.get(segment).copied().unwrap_or(0) > 1);
         if of_production(name, system, timeline) && !twice {
             facts.added_by_production += 1;
         } else if facts.unexpected.len() < NAMED_MAX {
@@ -98,8 +112,14 @@ mod tests {
 
     #[test]
     fn another_content_of_a_segment_and_a_vanished_one_are_noticed() {
-        let before = listing(&["7/00000001/00000000/00000001.aa", "7/00000001/00000000/00000003.aa"]);
-        let after = listing(&["7/00000001/00000000/00000001.aa", "7/00000001/00000000/00000001.bb"]);
+        let before = listing(&[
+            "7/00000001/00000000/00000001.aa",
+            "7/00000001/00000000/00000003.aa",
+        ]);
+        let after = listing(&[
+            "7/00000001/00000000/00000001.aa",
+            "7/00000001/00000000/00000001.bb",
+        ]);
         let facts = compare(&before, &after, SystemIdentifier(7), TimelineId(1));
         assert_eq!(facts.unexpected, ["7/00000001/00000000/00000001.bb"]);
         assert_eq!(facts.missing, ["7/00000001/00000000/00000003.aa"]);

@@ -1,15 +1,15 @@
 //! From what was seen to a check's result: one pure function for each check.
 //!
-//! Invariants: what was not seen is NOT RUN or COULD NOT LOOK; a FAIL always carries a code of its own; expected and
-//! actual say numbers and names, never values of rows.
+//! Invariants: what was not seen is NOT RUN or COULD NOT LOOK; a FAIL always carries a code of its own;
+//! expected and actual say numbers and names, never values of rows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::amcheck::AmcheckResult;
 use crate::facts::{
-    ArchiveFacts, BracketFacts, Check, CheckResult, Objectives, ProbeResult, QuarantineFacts, QuarantineLevel, Rpo, Rto,
-    RowProof, SequenceState, Side, StopFacts,
+    ArchiveFacts, BracketFacts, Check, CheckResult, Objectives, ProbeResult, QuarantineFacts,
+    QuarantineLevel, RowProof, Rpo, Rto, SequenceState, Side, StopFacts,
 };
 use crate::page_checks::PageCheck;
 use crate::verdict::code;
@@ -26,7 +26,11 @@ pub struct Draft {
 
 impl Draft {
     fn new(id: &'static str, definition: &'static str, expected: impl Into<String>) -> Draft {
-        Draft { id, definition, expected: expected.into() }
+        Draft {
+            id,
+            definition,
+            expected: expected.into(),
+        }
     }
 
     fn is(self, result: CheckResult, reason: Option<&str>, actual: impl Into<String>) -> Check {
@@ -63,28 +67,37 @@ pub fn draft(id: &str) -> Option<Draft> {
     Some(match id {
         "target" => Draft::new(
             "target",
-            "the server's own log says that recovery stopped for each of the plan's targets, and the server stands still there",
+            "the server's own log says that recovery stopped for each of the plan's targets, and the server \
+             stands still there",
             "the copy stands at every stop of the plan",
         ),
         "bracket" => Draft::new(
             "bracket",
-            "random nonces committed in production around a named restore point, looked up in the copy at every stop",
+            "random nonces committed in production around a named restore point, looked up in the copy at \
+             every stop",
             "nonce A is there; marker, nonce B and sentinel are not",
         ),
-        "row-proof" => Draft::new("row-proof", crate::rows::DEFINITION, "every digest equals production's at the same LSN"),
+        "row-proof" => Draft::new(
+            "row-proof",
+            crate::rows::DEFINITION,
+            "every digest equals production's at the same LSN",
+        ),
         "sequences" => Draft::new(
             "sequences",
-            "each sequence of the copy against production's position before the point, by the sign of its increment",
+            "each sequence of the copy against production's position before the point, by the sign of its \
+             increment",
             "no sequence would hand out a value again",
         ),
         "page-checksums" => Draft::new(
             "page-checksums",
-            "the checksum and header of every page of every relation's file, read after the copy was shut down",
+            "the checksum and header of every page of every relation's file, read after the copy was shut \
+             down",
             "no bad page",
         ),
         "amcheck" => Draft::new(
             "amcheck",
-            "verify_heapam for every permanent table, bt_index_check with heapallindexed for every valid B-tree index",
+            "verify_heapam for every permanent table, bt_index_check with heapallindexed for every valid \
+             B-tree index",
             "no damage",
         ),
         "archive-settings" => Draft::new(
@@ -154,10 +167,18 @@ pub fn target(stops: &[StopFacts]) -> Check {
         return draft.is(
             CheckResult::Pass,
             None,
-            format!("stood at {} of {} stops and accepted sessions{at}", stops.len(), stops.len()),
+            format!(
+                "stood at {} of {} stops and accepted sessions{at}",
+                stops.len(),
+                stops.len()
+            ),
         );
     }
-    draft.is(CheckResult::Fail, Some(code::TARGET_NOT_REACHED), format!("not reached: {}", listed(bad)))
+    draft.is(
+        CheckResult::Fail,
+        Some(code::TARGET_NOT_REACHED),
+        format!("not reached: {}", listed(bad)),
+    )
 }
 
 /// What the copy's own marker table held at each stop: (id, nonce).
@@ -179,7 +200,10 @@ pub fn bracket(bracket: &BracketFacts, seen: &[(String, Result<Markers, String>)
             return draft.is(
                 CheckResult::Fail,
                 Some(code::MARKER_MISSING),
-                format!("at {stop} nonce A, committed before {}, is missing", bracket.restore_point),
+                format!(
+                    "at {stop} nonce A, committed before {}, is missing",
+                    bracket.restore_point
+                ),
             );
         }
         let beyond: Vec<String> = [id.clone(), format!("{id}_after"), format!("{id}_sentinel")]
@@ -190,7 +214,10 @@ pub fn bracket(bracket: &BracketFacts, seen: &[(String, Result<Markers, String>)
             return draft.is(
                 CheckResult::Fail,
                 Some(code::MARKER_BEYOND_TARGET),
-                format!("at {stop} the copy holds what was committed after the point: {}", listed(beyond)),
+                format!(
+                    "at {stop} the copy holds what was committed after the point: {}",
+                    listed(beyond)
+                ),
             );
         }
     }
@@ -203,21 +230,44 @@ pub fn row_proof(proof: &RowProof, unreached: &[String]) -> Check {
     let draft = known("row-proof");
     let name = |table: &crate::facts::TableProof| format!("{}.{}", table.database, table.table);
     let of = |result: CheckResult| -> Vec<&crate::facts::TableProof> {
-        proof.tables.iter().filter(|table| table.result() == result).collect()
+        proof
+            .tables
+            .iter()
+            .filter(|table| table.result() == result)
+            .collect()
     };
     let bad = of(CheckResult::Fail);
     if !bad.is_empty() {
         let differ = bad.iter().any(|table| !matches!(table.copy, Side::Unreadable(_)));
-        let reason = if differ { code::ROWS_DIFFER } else { code::ROWS_UNREADABLE };
-        let names = bad.iter().map(|table| format!("{} ({})", name(table), difference(table))).collect();
-        let actual = format!("{} of {} relations differ: {}", bad.len(), proof.tables.len(), listed(names));
+        let reason = if differ {
+            code::ROWS_DIFFER
+        } else {
+            code::ROWS_UNREADABLE
+        };
+        let names = bad
+            .iter()
+            .map(|table| format!("{} ({})", name(table), difference(table)))
+            .collect();
+        let actual = format!(
+            "{} of {} relations differ: {}",
+            bad.len(),
+            proof.tables.len(),
+            listed(names)
+        );
         return draft.is(CheckResult::Fail, Some(reason), actual);
     }
-    let mut unseen: Vec<String> = of(CheckResult::CouldNotLook).iter().map(|table| why_unseen(&name(table), table)).collect();
+    let mut unseen: Vec<String> = of(CheckResult::CouldNotLook)
+        .iter()
+        .map(|table| why_unseen(&name(table), table))
+        .collect();
     let rewritten = unseen.iter().any(|text| text.contains("meanwhile"));
     unseen.extend(unreached.iter().cloned());
     if !unseen.is_empty() {
-        let reason = if rewritten { code::REWRITTEN_MEANWHILE } else { code::COULD_NOT_LOOK };
+        let reason = if rewritten {
+            code::REWRITTEN_MEANWHILE
+        } else {
+            code::COULD_NOT_LOOK
+        };
         let actual = format!("could not look at {}", listed(unseen));
         return draft.is(CheckResult::CouldNotLook, Some(reason), actual);
     }
@@ -238,8 +288,12 @@ fn rows_of(side: &Side) -> u64 {
 
 fn difference(table: &crate::facts::TableProof) -> String {
     match (&table.production, &table.copy) {
-        (Side::Digest { rows: a, .. }, Side::Digest { rows: b, .. }) if a == b => format!("{a} rows, other content"),
-        (Side::Digest { rows: a, .. }, Side::Digest { rows: b, .. }) => format!("{a} rows in production, {b} in the copy"),
+        (Side::Digest { rows: a, .. }, Side::Digest { rows: b, .. }) if a == b => {
+            format!("{a} rows, other content")
+        }
+        (Side::Digest { rows: a, .. }, Side::Digest { rows: b, .. }) => {
+            format!("{a} rows in production, {b} in the copy")
+        }
         (_, Side::Absent) => "absent in the copy".into(),
         (Side::Absent, _) => "only in the copy".into(),
         (_, Side::Unreadable(state)) => format!("unreadable in the copy, SQLSTATE {state}"),
@@ -253,7 +307,9 @@ fn why_unseen(name: &str, table: &crate::facts::TableProof) -> String {
         Side::Unreadable(state) => Some(format!("{name} ({where_}: unreadable, SQLSTATE {state})")),
         _ => None,
     };
-    side("production", &table.production).or_else(|| side("copy", &table.copy)).unwrap_or_else(|| name.to_string())
+    side("production", &table.production)
+        .or_else(|| side("copy", &table.copy))
+        .unwrap_or_else(|| name.to_string())
 }
 
 /// Sequences.
@@ -261,7 +317,9 @@ pub fn sequences(proof: &RowProof) -> Check {
     let draft = known("sequences");
     let pick = |take: fn(&SequenceState) -> bool| -> Vec<String> {
         let taken = proof.sequences.iter().filter(|sequence| take(&sequence.state));
-        taken.map(|sequence| format!("{}.{}", sequence.database, sequence.sequence)).collect()
+        taken
+            .map(|sequence| format!("{}.{}", sequence.database, sequence.sequence))
+            .collect()
     };
     let bad = pick(|state| matches!(state, SequenceState::Behind | SequenceState::Absent));
     if !bad.is_empty() {
@@ -284,7 +342,8 @@ pub fn archive_settings(settings: &BTreeMap<String, String>) -> Check {
         return draft.could_not_look("the server does not tell archive_mode");
     };
     if mode != "off" {
-        let command = value("archive_command").is_some_and(|command| !command.is_empty() && command != "(disabled)");
+        let command =
+            value("archive_command").is_some_and(|command| !command.is_empty() && command != "(disabled)");
         let library = value("archive_library").is_some_and(|library| !library.is_empty());
         let what = match (command, library) {
             (true, _) => "with an archive_command",
@@ -321,10 +380,17 @@ pub fn archive_unchanged(archive: &ArchiveFacts) -> Check {
 pub fn timeline_histories(poison: &[String], others: usize) -> Check {
     let draft = known("timeline-histories");
     if !poison.is_empty() {
-        let actual = format!("an ordinary restore would be led away from production by {}", listed(poison.to_vec()));
+        let actual = format!(
+            "an ordinary restore would be led away from production by {}",
+            listed(poison.to_vec())
+        );
         return draft.is(CheckResult::Fail, Some(code::HISTORY_POISONED), actual);
     }
-    draft.is(CheckResult::Pass, None, format!("none; {others} forks of known writers"))
+    draft.is(
+        CheckResult::Pass,
+        None,
+        format!("none; {others} forks of known writers"),
+    )
 }
 
 /// Collations whose recorded version is not this host's.
@@ -336,7 +402,10 @@ pub fn collation_versions(compared: u64, different: &[String]) -> Check {
     draft.is(
         CheckResult::Warn,
         Some(code::COLLATION_MISMATCH),
-        format!("other versions on this host, where indexes on text may be out of order: {}", listed(different.to_vec())),
+        format!(
+            "other versions on this host, where indexes on text may be out of order: {}",
+            listed(different.to_vec())
+        ),
     )
 }
 
@@ -347,13 +416,21 @@ pub fn page_checksums(check: Option<&PageCheck>) -> Check {
         return draft.not_run("the cluster was initialised without data checksums");
     };
     if check.bad_pages > 0 {
-        let actual = format!("{} of {} pages are bad: {}", check.bad_pages, check.pages, listed(check.named.clone()));
+        let actual = format!(
+            "{} of {} pages are bad: {}",
+            check.bad_pages,
+            check.pages,
+            listed(check.named.clone())
+        );
         return draft.is(CheckResult::Fail, Some(code::PAGE_CHECKSUMS_BAD), actual);
     }
     if check.pages == 0 {
         return draft.could_not_look("no page was found below the copy's data directory");
     }
-    let actual = format!("{} pages in {} files, {} of them new", check.pages, check.files, check.new_pages);
+    let actual = format!(
+        "{} pages in {} files, {} of them new",
+        check.pages, check.files, check.new_pages
+    );
     draft.is(CheckResult::Pass, None, actual)
 }
 
@@ -362,17 +439,26 @@ pub fn amcheck(result: &AmcheckResult, collations_differ: bool) -> Check {
     let draft = known("amcheck");
     let found = |what: &str| format!("{what}: {}", listed(result.named.clone()));
     if result.bad_tables > 0 || (result.bad_indexes > 0 && !collations_differ) {
-        let what = format!("{} tables and {} indexes are damaged", result.bad_tables, result.bad_indexes);
+        let what = format!(
+            "{} tables and {} indexes are damaged",
+            result.bad_tables, result.bad_indexes
+        );
         return draft.is(CheckResult::Fail, Some(code::AMCHECK_FAILED), found(&what));
     }
     if result.bad_indexes > 0 {
-        let what = format!("{} indexes, where this host sorts text differently", result.bad_indexes);
+        let what = format!(
+            "{} indexes, where this host sorts text differently",
+            result.bad_indexes
+        );
         return draft.is(CheckResult::Warn, Some(code::COLLATION_MISMATCH), found(&what));
     }
     if !result.not_seen.is_empty() {
         return draft.could_not_look(format!("could not look at {}", listed(result.not_seen.clone())));
     }
-    let actual = format!("{} tables and {} indexes are sound", result.tables, result.indexes);
+    let actual = format!(
+        "{} tables and {} indexes are sound",
+        result.tables, result.indexes
+    );
     draft.is(CheckResult::Pass, None, actual)
 }
 
@@ -390,7 +476,10 @@ pub fn rto(objectives: &Objectives, rto: Option<&Rto>) -> Check {
     if rto.total_seconds() > objective {
         return draft.is(CheckResult::Fail, Some(code::RTO_EXCEEDED), actual);
     }
-    if objectives.rto_warning_seconds.is_some_and(|warning| rto.total_seconds() > warning) {
+    if objectives
+        .rto_warning_seconds
+        .is_some_and(|warning| rto.total_seconds() > warning)
+    {
         return draft.is(CheckResult::Warn, Some(code::RTO_AT_RISK), actual);
     }
     draft.is(CheckResult::Pass, None, actual)
@@ -417,7 +506,9 @@ pub fn rpo(objectives: &Objectives, rpo: Result<&Rpo, String>) -> Check {
         return draft.is(CheckResult::Fail, Some(code::RPO_EXCEEDED), actual);
     }
     if !rpo.exact {
-        return draft.could_not_look(format!("at least {actual}: not all of the newest WAL could be read"));
+        return draft.could_not_look(format!(
+            "at least {actual}: not all of the newest WAL could be read"
+        ));
     }
     draft.is(CheckResult::Pass, None, actual)
 }
@@ -425,8 +516,12 @@ pub fn rpo(objectives: &Objectives, rpo: Result<&Rpo, String>) -> Check {
 /// The quarantine.
 pub fn quarantine(facts: &QuarantineFacts) -> Check {
     let draft = known("quarantine");
-    let missing: Vec<String> =
-        facts.layers.iter().filter(|layer| !layer.applied).map(|layer| layer.name.clone()).collect();
+    let missing: Vec<String> = facts
+        .layers
+        .iter()
+        .filter(|layer| !layer.applied)
+        .map(|layer| layer.name.clone())
+        .collect();
     let count = |result: ProbeResult| facts.probes.iter().filter(|probe| probe.result == result).count();
     let breached: Vec<String> = facts
         .probes
@@ -439,14 +534,22 @@ pub fn quarantine(facts: &QuarantineFacts) -> Check {
         QuarantineLevel::Full if breached.is_empty() => draft.is(
             CheckResult::Pass,
             None,
-            format!("{} layers applied, {held} attempts held off, {} had nothing to try", facts.layers.len(), count(ProbeResult::NotRun)),
+            format!(
+                "{} layers applied, {held} attempts held off, {} had nothing to try",
+                facts.layers.len(),
+                count(ProbeResult::NotRun)
+            ),
         ),
         QuarantineLevel::Full => {
             let actual = format!("not held off: {}", listed(breached));
             draft.is(CheckResult::Fail, Some(code::QUARANTINE_BREACHED), actual)
         }
         QuarantineLevel::Partial => {
-            let actual = format!("not applied: {}; {held} attempts held off, {} not", listed(missing), breached.len());
+            let actual = format!(
+                "not applied: {}; {held} attempts held off, {} not",
+                listed(missing),
+                breached.len()
+            );
             draft.is(CheckResult::Warn, Some(code::QUARANTINE_PARTIAL), actual)
         }
         QuarantineLevel::ConfigurationOnly => draft.is(
@@ -472,9 +575,17 @@ pub fn of_user(id: &str, sql: &str, expect: &str, answer: Result<Option<String>,
         Err(why) => check.actual = why,
         Ok(value) => {
             let equal = value.as_deref().is_some_and(|value| same(value, expect));
-            check.result = if equal { CheckResult::Pass } else { CheckResult::Fail };
+            check.result = if equal {
+                CheckResult::Pass
+            } else {
+                CheckResult::Fail
+            };
             check.reason = (!equal).then(|| code::CHECK_FAILED.into());
-            check.actual = if equal { "as expected".into() } else { shown(value.as_deref()) };
+            check.actual = if equal {
+                "as expected".into()
+            } else {
+                shown(value.as_deref())
+            };
         }
     }
     check
@@ -495,6 +606,9 @@ fn shown(value: Option<&str>) -> String {
         None => "NULL, or no row".into(),
         Some("t") => "true".into(),
         Some("f") => "false".into(),
-        Some(other) => format!("another value ({} characters, not recorded)", other.chars().count()),
+        Some(other) => format!(
+            "another value ({} characters, not recorded)",
+            other.chars().count()
+        ),
     }
 }

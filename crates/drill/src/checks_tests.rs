@@ -29,7 +29,10 @@ fn point() -> BracketFacts {
 }
 
 fn markers(found: &[(&str, &str)]) -> Vec<(String, Result<Markers, String>)> {
-    let markers = found.iter().map(|(id, nonce)| ((*id).to_string(), (*nonce).to_string())).collect();
+    let markers = found
+        .iter()
+        .map(|(id, nonce)| ((*id).to_string(), (*nonce).to_string()))
+        .collect();
     vec![("the requested target".into(), Ok(markers))]
 }
 
@@ -40,13 +43,25 @@ fn of(check: &Check) -> (CheckResult, Option<&str>) {
 #[test]
 fn a_stale_copy_cannot_pass_the_bracket_and_neither_can_one_that_went_too_far() {
     let point = point();
-    assert_eq!(of(&bracket(&point, &markers(&[("drill_1_before", "aa")]))).0, CheckResult::Pass);
-    assert_eq!(of(&bracket(&point, &markers(&[]))), (CheckResult::Fail, Some(code::MARKER_MISSING)));
+    assert_eq!(
+        of(&bracket(&point, &markers(&[("drill_1_before", "aa")]))).0,
+        CheckResult::Pass
+    );
+    assert_eq!(
+        of(&bracket(&point, &markers(&[]))),
+        (CheckResult::Fail, Some(code::MARKER_MISSING))
+    );
     let stale = markers(&[("drill_1_before", "of another run")]);
-    assert_eq!(of(&bracket(&point, &stale)), (CheckResult::Fail, Some(code::MARKER_MISSING)));
+    assert_eq!(
+        of(&bracket(&point, &stale)),
+        (CheckResult::Fail, Some(code::MARKER_MISSING))
+    );
     for beyond in ["drill_1", "drill_1_after", "drill_1_sentinel"] {
         let seen = markers(&[("drill_1_before", "aa"), (beyond, "bb")]);
-        assert_eq!(of(&bracket(&point, &seen)), (CheckResult::Fail, Some(code::MARKER_BEYOND_TARGET)));
+        assert_eq!(
+            of(&bracket(&point, &seen)),
+            (CheckResult::Fail, Some(code::MARKER_BEYOND_TARGET))
+        );
     }
     let lost = vec![("x".to_string(), Err("connection lost".to_string()))];
     assert_eq!(bracket(&point, &lost).result, CheckResult::CouldNotLook);
@@ -54,47 +69,86 @@ fn a_stale_copy_cannot_pass_the_bracket_and_neither_can_one_that_went_too_far() 
 }
 
 fn table(production: Side, copy: Side) -> TableProof {
-    TableProof { database: "d".into(), table: "public.t".into(), production, copy }
+    TableProof {
+        database: "d".into(),
+        table: "public.t".into(),
+        production,
+        copy,
+    }
 }
 
 fn digest(text: &str) -> Side {
-    Side::Digest { rows: 3, digest: text.into() }
+    Side::Digest {
+        rows: 3,
+        digest: text.into(),
+    }
 }
 
 fn proof(tables: Vec<TableProof>) -> RowProof {
-    RowProof { definition: String::new(), tables, sequences: vec![] }
+    RowProof {
+        definition: String::new(),
+        tables,
+        sequences: vec![],
+    }
 }
 
 #[test]
 fn one_changed_row_fails_and_one_table_not_seen_does_not_pass() {
     let good = table(digest("a"), digest("a"));
-    assert_eq!(row_proof(&proof(vec![good.clone()]), &[]).result, CheckResult::Pass);
+    assert_eq!(
+        row_proof(&proof(vec![good.clone()]), &[]).result,
+        CheckResult::Pass
+    );
     let bad = table(digest("a"), digest("b"));
-    assert_eq!(of(&row_proof(&proof(vec![good.clone(), bad]), &[])), (CheckResult::Fail, Some(code::ROWS_DIFFER)));
+    assert_eq!(
+        of(&row_proof(&proof(vec![good.clone(), bad]), &[])),
+        (CheckResult::Fail, Some(code::ROWS_DIFFER))
+    );
     let broken = table(digest("a"), Side::Unreadable("XX001".into()));
-    assert_eq!(of(&row_proof(&proof(vec![broken]), &[])), (CheckResult::Fail, Some(code::ROWS_UNREADABLE)));
+    assert_eq!(
+        of(&row_proof(&proof(vec![broken]), &[])),
+        (CheckResult::Fail, Some(code::ROWS_UNREADABLE))
+    );
     let locked = table(digest("a"), Side::CouldNotLook("SQLSTATE 55P03".into()));
-    assert_eq!(row_proof(&proof(vec![good.clone(), locked]), &[]).result, CheckResult::CouldNotLook);
-    let gone = table(Side::CouldNotLook("rewritten or truncated meanwhile".into()), digest("a"));
+    assert_eq!(
+        row_proof(&proof(vec![good.clone(), locked]), &[]).result,
+        CheckResult::CouldNotLook
+    );
+    let gone = table(
+        Side::CouldNotLook("rewritten or truncated meanwhile".into()),
+        digest("a"),
+    );
     assert_eq!(
         of(&row_proof(&proof(vec![gone]), &[])),
         (CheckResult::CouldNotLook, Some(code::REWRITTEN_MEANWHILE))
     );
-    assert_eq!(row_proof(&proof(vec![good]), &["other".into()]).result, CheckResult::CouldNotLook);
+    assert_eq!(
+        row_proof(&proof(vec![good]), &["other".into()]).result,
+        CheckResult::CouldNotLook
+    );
     assert_eq!(row_proof(&proof(vec![]), &[]).result, CheckResult::NotRun);
 }
 
 #[test]
 fn archive_mode_on_fails_with_its_own_code() {
     let settings = |mode: &str, command: &str| {
-        BTreeMap::from([("archive_mode".to_string(), mode.to_string()), ("archive_command".into(), command.into())])
+        BTreeMap::from([
+            ("archive_mode".to_string(), mode.to_string()),
+            ("archive_command".into(), command.into()),
+        ])
     };
-    assert_eq!(archive_settings(&settings("off", "(disabled)")).result, CheckResult::Pass);
+    assert_eq!(
+        archive_settings(&settings("off", "(disabled)")).result,
+        CheckResult::Pass
+    );
     assert_eq!(
         of(&archive_settings(&settings("on", "cp %p /x/%f"))),
         (CheckResult::Fail, Some(code::ARCHIVE_COMMAND_WOULD_RUN))
     );
-    assert_eq!(archive_settings(&BTreeMap::new()).result, CheckResult::CouldNotLook);
+    assert_eq!(
+        archive_settings(&BTreeMap::new()).result,
+        CheckResult::CouldNotLook
+    );
 }
 
 #[test]
@@ -105,38 +159,100 @@ fn objectives_fail_warn_and_never_pass_without_a_measurement() {
         rpo_seconds: Some(5),
         ..Objectives::default()
     };
-    let took = |ms: u64| Rto { total_ms: ms, ..Rto::default() };
+    let took = |ms: u64| Rto {
+        total_ms: ms,
+        ..Rto::default()
+    };
     assert_eq!(rto(&objectives, Some(&took(60_000))).result, CheckResult::Pass);
-    assert_eq!(of(&rto(&objectives, Some(&took(60_001)))), (CheckResult::Warn, Some(code::RTO_AT_RISK)));
-    assert_eq!(of(&rto(&objectives, Some(&took(90_001)))), (CheckResult::Fail, Some(code::RTO_EXCEEDED)));
+    assert_eq!(
+        of(&rto(&objectives, Some(&took(60_001)))),
+        (CheckResult::Warn, Some(code::RTO_AT_RISK))
+    );
+    assert_eq!(
+        of(&rto(&objectives, Some(&took(90_001)))),
+        (CheckResult::Fail, Some(code::RTO_EXCEEDED))
+    );
     assert_eq!(rto(&objectives, None).result, CheckResult::CouldNotLook);
-    assert_eq!(rto(&Objectives::default(), Some(&took(1))).result, CheckResult::NotRun);
-    let lost = |seconds: Option<f64>, exact: bool| Rpo { seconds, bytes: 1, commits: 1, exact, method: String::new() };
-    assert_eq!(rpo(&objectives, Ok(&lost(Some(5.0), true))).result, CheckResult::Pass);
-    assert_eq!(of(&rpo(&objectives, Ok(&lost(Some(5.1), false)))), (CheckResult::Fail, Some(code::RPO_EXCEEDED)));
-    assert_eq!(rpo(&objectives, Ok(&lost(Some(1.0), false))).result, CheckResult::CouldNotLook);
-    assert_eq!(rpo(&objectives, Ok(&lost(None, true))).result, CheckResult::CouldNotLook);
-    assert_eq!(rpo(&objectives, Err("no session".into())).result, CheckResult::CouldNotLook);
+    assert_eq!(
+        rto(&Objectives::default(), Some(&took(1))).result,
+        CheckResult::NotRun
+    );
+    let lost = |seconds: Option<f64>, exact: bool| Rpo {
+        seconds,
+        bytes: 1,
+        commits: 1,
+        exact,
+        method: String::new(),
+    };
+    assert_eq!(
+        rpo(&objectives, Ok(&lost(Some(5.0), true))).result,
+        CheckResult::Pass
+    );
+    assert_eq!(
+        of(&rpo(&objectives, Ok(&lost(Some(5.1), false)))),
+        (CheckResult::Fail, Some(code::RPO_EXCEEDED))
+    );
+    assert_eq!(
+        rpo(&objectives, Ok(&lost(Some(1.0), false))).result,
+        CheckResult::CouldNotLook
+    );
+    assert_eq!(
+        rpo(&objectives, Ok(&lost(None, true))).result,
+        CheckResult::CouldNotLook
+    );
+    assert_eq!(
+        rpo(&objectives, Err("no session".into())).result,
+        CheckResult::CouldNotLook
+    );
 }
 
 #[test]
 fn amcheck_on_a_host_that_sorts_differently_is_a_diagnosis_of_its_own() {
-    let indexes = AmcheckResult { bad_indexes: 1, ..AmcheckResult::default() };
-    assert_eq!(of(&amcheck(&indexes, false)), (CheckResult::Fail, Some(code::AMCHECK_FAILED)));
-    assert_eq!(of(&amcheck(&indexes, true)), (CheckResult::Warn, Some(code::COLLATION_MISMATCH)));
-    let tables = AmcheckResult { bad_tables: 1, bad_indexes: 1, ..AmcheckResult::default() };
+    let indexes = AmcheckResult {
+        bad_indexes: 1,
+        ..AmcheckResult::default()
+    };
+    assert_eq!(
+        of(&amcheck(&indexes, false)),
+        (CheckResult::Fail, Some(code::AMCHECK_FAILED))
+    );
+    assert_eq!(
+        of(&amcheck(&indexes, true)),
+        (CheckResult::Warn, Some(code::COLLATION_MISMATCH))
+    );
+    let tables = AmcheckResult {
+        bad_tables: 1,
+        bad_indexes: 1,
+        ..AmcheckResult::default()
+    };
     assert_eq!(amcheck(&tables, true).result, CheckResult::Fail);
-    let unseen = AmcheckResult { not_seen: vec!["x".into()], ..AmcheckResult::default() };
+    let unseen = AmcheckResult {
+        not_seen: vec!["x".into()],
+        ..AmcheckResult::default()
+    };
     assert_eq!(amcheck(&unseen, false).result, CheckResult::CouldNotLook);
 }
 
 #[test]
 fn page_checksums_without_checksums_are_not_run_and_without_pages_not_passed() {
     assert_eq!(page_checksums(None).result, CheckResult::NotRun);
-    assert_eq!(page_checksums(Some(&PageCheck::default())).result, CheckResult::CouldNotLook);
-    let bad = PageCheck { pages: 9, bad_pages: 1, ..PageCheck::default() };
-    assert_eq!(of(&page_checksums(Some(&bad))), (CheckResult::Fail, Some(code::PAGE_CHECKSUMS_BAD)));
-    let good = PageCheck { pages: 9, ..PageCheck::default() };
+    assert_eq!(
+        page_checksums(Some(&PageCheck::default())).result,
+        CheckResult::CouldNotLook
+    );
+    let bad = PageCheck {
+        pages: 9,
+        bad_pages: 1,
+        ..PageCheck::default()
+    };
+    assert_eq!(
+        of(&page_checksums(Some(&bad))),
+        (CheckResult::Fail, Some(code::PAGE_CHECKSUMS_BAD))
+    );
+    let good = PageCheck {
+        pages: 9,
+        ..PageCheck::default()
+    };
     assert_eq!(page_checksums(Some(&good)).result, CheckResult::Pass);
 }
 
@@ -144,20 +260,43 @@ fn page_checksums_without_checksums_are_not_run_and_without_pages_not_passed() {
 fn a_user_s_check_tells_truth_values_and_no_others() {
     let asked = |answer: Option<&str>| of_user("recent", "select  1", "true", Ok(answer.map(Into::into)));
     assert_eq!(asked(Some("t")).result, CheckResult::Pass);
-    assert_eq!((asked(Some("f")).result, asked(Some("f")).actual), (CheckResult::Fail, "false".into()));
+    assert_eq!(
+        (asked(Some("f")).result, asked(Some("f")).actual),
+        (CheckResult::Fail, "false".into())
+    );
     let secret = asked(Some("alice@example.org"));
     assert!(secret.result == CheckResult::Fail && !secret.actual.contains("alice"));
     assert_eq!(asked(None).result, CheckResult::Fail);
-    assert_eq!(of_user("x", "select", "1", Err("SQLSTATE 42601".into())).result, CheckResult::CouldNotLook);
+    assert_eq!(
+        of_user("x", "select", "1", Err("SQLSTATE 42601".into())).result,
+        CheckResult::CouldNotLook
+    );
 }
 
 #[test]
 fn whatever_else_appears_in_the_archive_is_a_failure() {
-    let good = ArchiveFacts { objects_before: 3, objects_after: 4, added_by_production: 1, ..ArchiveFacts::default() };
+    let good = ArchiveFacts {
+        objects_before: 3,
+        objects_after: 4,
+        added_by_production: 1,
+        ..ArchiveFacts::default()
+    };
     assert_eq!(archive_unchanged(&good).result, CheckResult::Pass);
-    let poisoned = ArchiveFacts { unexpected: vec!["00000002.history".into()], ..good.clone() };
-    assert_eq!(of(&archive_unchanged(&poisoned)), (CheckResult::Fail, Some(code::ARCHIVE_CHANGED)));
-    let gone = ArchiveFacts { missing: vec!["x".into()], ..good };
+    let poisoned = ArchiveFacts {
+        unexpected: vec!["00000002.history".into()],
+        ..good.clone()
+    };
+    assert_eq!(
+        of(&archive_unchanged(&poisoned)),
+        (CheckResult::Fail, Some(code::ARCHIVE_CHANGED))
+    );
+    let gone = ArchiveFacts {
+        missing: vec!["x".into()],
+        ..good
+    };
     assert_eq!(archive_unchanged(&gone).result, CheckResult::Fail);
-    assert_eq!(of(&timeline_histories(&["t2".into()], 0)), (CheckResult::Fail, Some(code::HISTORY_POISONED)));
+    assert_eq!(
+        of(&timeline_histories(&["t2".into()], 0)),
+        (CheckResult::Fail, Some(code::HISTORY_POISONED))
+    );
 }

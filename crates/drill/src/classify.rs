@@ -32,9 +32,8 @@ pub fn classify(error: &Error) -> (FailureKind, &'static str) {
     match given {
         "drill-aborted" => (FailureKind::Aborted, code::ABORTED),
         "wal-gap" => found(code::WAL_MISSING),
-        "wal-damaged" | "wal-conflict" | "wal-segment-name" | "object-missing" | "repository-format" | "backup-record" => {
-            found(code::OBJECT_DAMAGED)
-        }
+        "wal-damaged" | "wal-conflict" | "wal-segment-name" | "object-missing" | "repository-format"
+        | "backup-record" => found(code::OBJECT_DAMAGED),
         damaged if damaged.ends_with("-damaged") => found(code::OBJECT_DAMAGED),
         "target-before-backup-end"
         | "target-beyond-archive"
@@ -77,12 +76,27 @@ mod tests {
             ("wal-gap", (FailureKind::Finding, code::WAL_MISSING)),
             ("object-damaged", (FailureKind::Finding, code::OBJECT_DAMAGED)),
             ("tree-damaged", (FailureKind::Finding, code::OBJECT_DAMAGED)),
-            ("target-beyond-archive", (FailureKind::Finding, code::TARGET_UNREACHABLE)),
+            (
+                "target-beyond-archive",
+                (FailureKind::Finding, code::TARGET_UNREACHABLE),
+            ),
             ("no-backup", (FailureKind::Finding, code::NO_BACKUP)),
-            ("recovery-stopped-early", (FailureKind::Finding, code::RECOVERY_STOPPED_EARLY)),
-            ("server-unreachable", (FailureKind::CouldNotLook, code::COULD_NOT_LOOK)),
-            ("destination-too-small", (FailureKind::CouldNotLook, code::COULD_NOT_LOOK)),
-            ("replay-timeout", (FailureKind::CouldNotLook, code::COULD_NOT_LOOK)),
+            (
+                "recovery-stopped-early",
+                (FailureKind::Finding, code::RECOVERY_STOPPED_EARLY),
+            ),
+            (
+                "server-unreachable",
+                (FailureKind::CouldNotLook, code::COULD_NOT_LOOK),
+            ),
+            (
+                "destination-too-small",
+                (FailureKind::CouldNotLook, code::COULD_NOT_LOOK),
+            ),
+            (
+                "replay-timeout",
+                (FailureKind::CouldNotLook, code::COULD_NOT_LOOK),
+            ),
             ("drill-aborted", (FailureKind::Aborted, code::ABORTED)),
         ] {
             assert_eq!(classify(&Error::new(given, "x")), expected, "{given}");

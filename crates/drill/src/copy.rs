@@ -1,9 +1,10 @@
 //! A throw-away copy: its folder, its server in quarantine, and the stops of its recovery.
 //!
-//! Invariants: the copy lives in one folder that only its account may enter, and everything it writes stays there; the
-//! server is stopped by its own process, never by name; a stop counts as reached only when the server's own log says
-//! that it stopped for our target and it stands still there; a pause for another reason, a promotion and an end are
-//! failures with the cause that the log gives; what an earlier, killed drill left behind is removed by the next one.
+//! Invariants: the copy lives in one folder that only its account may enter, and everything it writes stays
+//! there; the server is stopped by its own process, never by name; a stop counts as reached only when the
+//! server's own log says that it stopped for our target and it stands still there; a pause for another
+//! reason, a promotion and an end are failures with the cause that the log gives; what an earlier, killed
+//! drill left behind is removed by the next one.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -52,8 +53,14 @@ impl CopyFolder {
     /// Makes the folder of a drill. `owner`: whom it belongs to, when this is root. Error: `copy-folder`.
     pub fn create(parent: &Path, drill_id: &str, owner: Option<(u32, u32)>) -> Result<CopyFolder> {
         let parent = std::fs::canonicalize(parent).map_err(|error| folder_error("find", parent, &error))?;
-        let path = parent.join(format!("{FOLDER_PREFIX}{}", drill_id.trim_start_matches("pitr_drill_")));
-        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| folder_error("make", &path, &error))?;
+        let path = parent.join(format!(
+            "{FOLDER_PREFIX}{}",
+            drill_id.trim_start_matches("pitr_drill_")
+        ));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| folder_error("make", &path, &error))?;
         let lock_path = path.join(LOCK_NAME);
         let lock = File::create(&lock_path).map_err(|error| folder_error("make", &lock_path, &error))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
@@ -87,13 +94,17 @@ pub fn remove_leftovers(parent: &Path) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     let entries = std::fs::read_dir(parent).map_err(|error| folder_error("read", parent, &error))?;
     for entry in entries.flatten() {
-        let Some(name) = entry.file_name().to_str().map(str::to_string) else { continue };
+        let Some(name) = entry.file_name().to_str().map(str::to_string) else {
+            continue;
+        };
         let path = entry.path();
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if !name.starts_with(FOLDER_PREFIX) || !is_folder || path.join(KEPT_NAME).exists() {
             continue;
         }
-        let Ok(lock) = File::open(path.join(LOCK_NAME)) else { continue };
+        let Ok(lock) = File::open(path.join(LOCK_NAME)) else {
+            continue;
+        };
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }
@@ -115,7 +126,11 @@ fn give(path: &Path, owner: Option<(u32, u32)>) -> Result<()> {
 }
 
 fn folder_error(what: &str, path: &Path, error: &std::io::Error) -> Error {
-    Error::io("copy-folder", format!("cannot {what} \"{}\"", path.display()), error)
+    Error::io(
+        "copy-folder",
+        format!("cannot {what} \"{}\"", path.display()),
+        error,
+    )
 }
 
 /// How a copy is isolated when its server starts.
@@ -156,14 +171,15 @@ pub struct Copy {
     settings: Vec<(String, String)>,
     launcher: Option<Launcher>,
     report: PathBuf,
-    /// What the quarantine said when it was last entered, read before the server could write over it at leisure.
+    /// What the quarantine said when it was last entered, read before the server could write over it at
+    /// leisure.
     reported: Option<sandbox::Report>,
     log_offset: u64,
 }
 
 impl Copy {
-    /// A copy over a restored data directory. `serve` runs in a thread of its own and answers the feed until it is told to
-    /// stop. Errors: those of the instance, `sandbox-spec`.
+    /// A copy over a restored data directory. `serve` runs in a thread of its own and answers the feed until
+    /// it is told to stop. Errors: those of the instance, `sandbox-spec`.
     pub fn open(
         folder: &Path,
         programs: &Programs,
@@ -184,8 +200,15 @@ impl Copy {
                 let path = folder.join("quarantine-spec.json");
                 spec.write(&path)?;
                 let mut arguments = launcher.arguments.clone();
-                arguments.extend([OsString::from("--spec"), path.into_os_string(), OsString::from("--")]);
-                Some(Launcher { program: launcher.program.clone(), arguments })
+                arguments.extend([
+                    OsString::from("--spec"),
+                    path.into_os_string(),
+                    OsString::from("--"),
+                ]);
+                Some(Launcher {
+                    program: launcher.program.clone(),
+                    arguments,
+                })
             }
             None => None,
         };
@@ -220,18 +243,25 @@ impl Copy {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(folder_error("remove", &self.report, &error)),
         }
-        self.log_offset = std::fs::metadata(&self.log_file).map(|metadata| metadata.len()).unwrap_or(0);
+        self.log_offset = std::fs::metadata(&self.log_file)
+            .map(|metadata| metadata.len())
+            .unwrap_or(0);
         let mut options = StartOptions::new(&self.folder.join("s"), PORT, &self.log_file);
         options.settings = self.settings.clone();
         options.launcher = self.launcher.clone();
         self.instance.spawn(&options)
     }
 
-    /// Waits until the server stands at its stop. With `opens_at` the plan has no target to stop at (the end of the
-    /// archived WAL): then the server opens when it has replayed up to there. Errors carry a reason's code: `paused-by-parameter-change`,
-    /// `recovery-stopped-early`, `target-not-reached`, `wal-missing`, `server-ended`, ...; `replay-timeout` and
-    /// `drill-aborted` say nothing about the recovery.
-    pub fn wait_for_stop(&mut self, opens_at: Option<Lsn>, timeout: Duration, abort: &AtomicBool) -> Result<Reached> {
+    /// Waits until the server stands at its stop. With `opens_at` the plan has no target to stop at (the end
+    /// of the archived WAL): then the server opens when it has replayed up to there. Errors carry a reason's
+    /// code: `paused-by-parameter-change`, `recovery-stopped-early`, `target-not-reached`, `wal-missing`,
+    /// `server-ended`, ...; `replay-timeout` and `drill-aborted` say nothing about the recovery.
+    pub fn wait_for_stop(
+        &mut self,
+        opens_at: Option<Lsn>,
+        timeout: Duration,
+        abort: &AtomicBool,
+    ) -> Result<Reached> {
         let started = Instant::now();
         let mut accepted: Option<Duration> = None;
         loop {
@@ -245,7 +275,13 @@ impl Copy {
                     let all = started.elapsed();
                     let start = accepted.unwrap_or(all);
                     let line = log::stop_line(&log);
-                    return Ok(Reached { lsn, time, line, start, replay: all.saturating_sub(start) });
+                    return Ok(Reached {
+                        lsn,
+                        time,
+                        line,
+                        start,
+                        replay: all.saturating_sub(start),
+                    });
                 }
             } else if log::recovery_complete(&log) {
                 match opens_at {
@@ -259,12 +295,20 @@ impl Copy {
             if !running {
                 return Err(self.ended(&log));
             }
-            if let Some(cause) = log::cause(&log).filter(|cause| cause.code == code::PAUSED_BY_PARAMETER_CHANGE) {
-                return Err(Error::new(cause.code, "replay paused because a setting of the copy is too low")
-                    .detail(cause.line));
+            if let Some(cause) =
+                log::cause(&log).filter(|cause| cause.code == code::PAUSED_BY_PARAMETER_CHANGE)
+            {
+                return Err(Error::new(
+                    cause.code,
+                    "replay paused because a setting of the copy is too low",
+                )
+                .detail(cause.line));
             }
             if accepted.is_none()
-                && matches!(self.instance.state(), Ok(ServerState::Standby | ServerState::Ready))
+                && matches!(
+                    self.instance.state(),
+                    Ok(ServerState::Standby | ServerState::Ready)
+                )
             {
                 accepted = Some(started.elapsed());
             }
@@ -273,7 +317,10 @@ impl Copy {
             }
             if started.elapsed() >= timeout {
                 let seconds = timeout.as_secs();
-                return Err(Error::new("replay-timeout", format!("the copy did not reach its stop in {seconds} s")));
+                return Err(Error::new(
+                    "replay-timeout",
+                    format!("the copy did not reach its stop in {seconds} s"),
+                ));
             }
             std::thread::sleep(POLL);
         }
@@ -281,18 +328,29 @@ impl Copy {
 
     /// The end of the archived WAL has no pause: the server opens there.
     fn opened_at_end(&mut self, end: Lsn, all: Duration, accepted: Option<Duration>) -> Result<Reached> {
-        let row = self.session()?.one("SELECT pg_last_wal_replay_lsn(), pg_last_xact_replay_timestamp()")?;
+        let row = self
+            .session()?
+            .one("SELECT pg_last_wal_replay_lsn(), pg_last_xact_replay_timestamp()")?;
         let mut columns = row.into_iter();
         let lsn: Option<Lsn> = columns.next().flatten().and_then(|text| text.parse().ok());
         let time = columns.next().flatten();
         if lsn.is_none_or(|lsn| lsn < end) {
             let at = lsn.map_or_else(|| "an unknown place".into(), |lsn| lsn.to_string());
-            return Err(Error::new(code::RECOVERY_STOPPED_EARLY, "recovery ended before the end of the archived WAL")
-                .detail(format!("It replayed up to {at}; the archived WAL ends at {end}.")));
+            return Err(Error::new(
+                code::RECOVERY_STOPPED_EARLY,
+                "recovery ended before the end of the archived WAL",
+            )
+            .detail(format!("It replayed up to {at}; the archived WAL ends at {end}.")));
         }
         let start = accepted.unwrap_or(all);
         let line = log::last_replayed_line(&self.log());
-        Ok(Reached { lsn, time, line, start, replay: all.saturating_sub(start) })
+        Ok(Reached {
+            lsn,
+            time,
+            line,
+            start,
+            replay: all.saturating_sub(start),
+        })
     }
 
     /// A session in whatever database there is.
@@ -326,13 +384,19 @@ impl Copy {
 
     fn opened_early(&self, log: &str) -> Error {
         match log::stop_line(log) {
-            // The server stopped for the target and opened at once: it could not wait there, because no session could
-            // have been let in yet.
-            Some(line) => Error::new("standby-not-ready", "the copy opened at its target instead of waiting there")
-                .detail(line)
-                .hint("Choose a later target: the first snapshot of running transactions was not complete."),
+            // The server stopped for the target and opened at once: it could not wait there, because no
+            // session could have been let in yet.
+            Some(line) => Error::new(
+                "standby-not-ready",
+                "the copy opened at its target instead of waiting there",
+            )
+            .detail(line)
+            .hint("Choose a later target: the first snapshot of running transactions was not complete."),
             None => {
-                let error = Error::new(code::RECOVERY_STOPPED_EARLY, "recovery ended before the target, and the copy opened");
+                let error = Error::new(
+                    code::RECOVERY_STOPPED_EARLY,
+                    "recovery ended before the target, and the copy opened",
+                );
                 match log::cause(log) {
                     Some(cause) => error.detail(cause.line),
                     None => error,
@@ -344,10 +408,13 @@ impl Copy {
     /// Why the server ended: what the feed met goes before what the server says about it.
     fn ended(&self, log: &str) -> Error {
         if let Some((name, error)) = self.feed.record().failure {
-            return error.context(format!("recovery ended, because WAL file {name} could not be handed to it"));
+            return error.context(format!(
+                "recovery ended, because WAL file {name} could not be handed to it"
+            ));
         }
         match log::cause(log) {
-            Some(cause) => Error::new(cause.code, "the copy's server ended before it reached its stop").detail(cause.line),
+            Some(cause) => Error::new(cause.code, "the copy's server ended before it reached its stop")
+                .detail(cause.line),
             None => match self.launcher_failure(log) {
                 Some(line) => Error::new("sandbox-start", "the quarantine could not be entered").detail(line),
                 None => Error::new(code::SERVER_ENDED, "the copy's server ended without saying why"),
@@ -358,7 +425,9 @@ impl Copy {
     /// The launcher speaks on the same stream, without the server's prefix.
     fn launcher_failure(&self, log: &str) -> Option<String> {
         self.launcher.as_ref()?;
-        log.lines().find(|line| line.starts_with("error[")).map(str::to_string)
+        log.lines()
+            .find(|line| line.starts_with("error["))
+            .map(str::to_string)
     }
 
     /// The log of this server since its start.
@@ -373,7 +442,8 @@ impl Copy {
 
     /// How to connect to the copy: nothing of the database's or the role's own settings acts in our sessions.
     pub fn conninfo(&self, database: &str) -> String {
-        let options = "-c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=on";
+        let options =
+            "-c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=on";
         format!("{} options='{options}'", self.instance.conninfo(database))
     }
 
@@ -408,7 +478,9 @@ impl Copy {
 
     /// Stops the server in order, and by force where it does not obey.
     pub fn stop(&mut self) -> Result<()> {
-        self.instance.stop(StopMode::Fast).or_else(|_| self.instance.stop(StopMode::Immediate))
+        self.instance
+            .stop(StopMode::Fast)
+            .or_else(|_| self.instance.stop(StopMode::Immediate))
     }
 }
 
@@ -441,7 +513,10 @@ mod tests {
     fn what_a_killed_drill_left_is_removed_and_what_lives_or_is_kept_stays() {
         let parent = tempfile::tempdir().expect("a folder");
         let living = CopyFolder::create(parent.path(), "pitr_drill_1", None).expect("a folder");
-        let killed = CopyFolder::create(parent.path(), "pitr_drill_2", None).expect("a folder").path.clone();
+        let killed = CopyFolder::create(parent.path(), "pitr_drill_2", None)
+            .expect("a folder")
+            .path
+            .clone();
         let kept = {
             let kept = CopyFolder::create(parent.path(), "pitr_drill_3", None).expect("a folder");
             kept.keep().expect("is told to stay");
@@ -451,7 +526,10 @@ mod tests {
         let removed = remove_leftovers(parent.path()).expect("looks");
         assert_eq!(removed, ["pgproof-drill-2"]);
         assert!(living.path.exists() && kept.exists() && !killed.exists());
-        assert!(parent.path().join("pgproof-drill-foreign").exists(), "a folder without our lock is not ours");
+        assert!(
+            parent.path().join("pgproof-drill-foreign").exists(),
+            "a folder without our lock is not ours"
+        );
         living.remove().expect("removes");
         assert!(!living.path.exists());
     }

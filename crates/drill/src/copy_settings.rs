@@ -1,9 +1,10 @@
-//! The settings of a throw-away copy: generated, never inherited, the dangerous ones on the command line as well, where
-//! nothing overrides them.
+//! The settings of a throw-away copy: generated, never inherited, the dangerous ones on the command line as
+//! well, where nothing overrides them.
 //!
-//! Invariants (hard rules 28 to 30): nothing archives, sends, receives, listens or executes a command of production's;
-//! what recovery compares with the primary is at least the maximum that the WAL announces; only libraries that the
-//! caller names are preloaded; every value here is ours. Durability is off: such a directory is never kept. Pure.
+//! Invariants (hard rules 28 to 30): nothing archives, sends, receives, listens or executes a command of
+//! production's; what recovery compares with the primary is at least the maximum that the WAL announces; only
+//! libraries that the caller names are preloaded; every value here is ours. Durability is off: such a
+//! directory is never kept. Pure.
 
 use std::path::Path;
 
@@ -45,7 +46,11 @@ const DANGEROUS: [(&str, &str, &str); 17] = [
     ("recovery_end_command", "", "no command is inherited"),
     ("session_preload_libraries", "", "no library acts in a session"),
     ("local_preload_libraries", "", "no library acts in a session"),
-    ("max_logical_replication_workers", "0", "inherited subscriptions stay silent"),
+    (
+        "max_logical_replication_workers",
+        "0",
+        "inherited subscriptions stay silent",
+    ),
     ("autovacuum", "off", "nothing changes pages but replay"),
     ("hot_standby_feedback", "off", "nothing is told to a primary"),
     ("ssl", "off", "no key file is read"),
@@ -57,8 +62,10 @@ const DANGEROUS: [(&str, &str, &str); 17] = [
 impl CopySettings<'_> {
     /// What stands on the server's command line, in order.
     pub fn command_line(&self) -> Vec<(String, String)> {
-        let mut settings: Vec<(String, String)> =
-            DANGEROUS.iter().map(|(name, value, _)| ((*name).into(), (*value).into())).collect();
+        let mut settings: Vec<(String, String)> = DANGEROUS
+            .iter()
+            .map(|(name, value, _)| ((*name).into(), (*value).into()))
+            .collect();
         let mut set = |name: &str, value: &str| settings.push((name.into(), value.into()));
         if self.major.0 >= 15 {
             set("archive_library", "");
@@ -110,7 +117,10 @@ impl CopySettings<'_> {
             settings.retain(|(name, _)| name != "archive_mode" && name != "archive_command");
             let folder = self.folder.display();
             settings.push(("archive_mode".into(), "on".into()));
-            settings.push(("archive_command".into(), format!("cp '%p' '{folder}/archived/%f'")));
+            settings.push((
+                "archive_command".into(),
+                format!("cp '%p' '{folder}/archived/%f'"),
+            ));
         }
         settings
     }
@@ -148,13 +158,28 @@ impl CopySettings<'_> {
             .collect();
         for file in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
             let how = "generated; production's is not used".to_string();
-            all.push(Neutralised { kind: "file".into(), name: file.into(), how });
+            all.push(Neutralised {
+                kind: "file".into(),
+                name: file.into(),
+                how,
+            });
         }
         let how = "rewritten; production's lines are comments".to_string();
-        all.push(Neutralised { kind: "file".into(), name: "postgresql.auto.conf".into(), how });
-        for library in production_preload.iter().filter(|library| !self.preload.contains(library)) {
+        all.push(Neutralised {
+            kind: "file".into(),
+            name: "postgresql.auto.conf".into(),
+            how,
+        });
+        for library in production_preload
+            .iter()
+            .filter(|library| !self.preload.contains(library))
+        {
             let how = "not preloaded".to_string();
-            all.push(Neutralised { kind: "library".into(), name: library.clone(), how });
+            all.push(Neutralised {
+                kind: "library".into(),
+                name: library.clone(),
+                how,
+            });
         }
         all
     }
@@ -198,7 +223,12 @@ impl CopySettings<'_> {
                 "sized by this host's free memory",
                 "the copy is the only server that needs it",
             ),
-            substitution("shared_preload_libraries", "as in production", &listed(self.preload), "libraries act by themselves"),
+            substitution(
+                "shared_preload_libraries",
+                "as in production",
+                &listed(self.preload),
+                "libraries act by themselves",
+            ),
         ];
         if self.faults.contains(&Fault::ArchiveCommandInherited) {
             let why = "a planted fault: the drill must notice it";
@@ -209,7 +239,11 @@ impl CopySettings<'_> {
 }
 
 fn listed(libraries: &[String]) -> String {
-    if libraries.is_empty() { "none".into() } else { libraries.join(", ") }
+    if libraries.is_empty() {
+        "none".into()
+    } else {
+        libraries.join(", ")
+    }
 }
 
 #[cfg(test)]
@@ -219,7 +253,10 @@ mod tests {
     fn settings(faults: &[Fault]) -> Vec<(String, String)> {
         CopySettings {
             major: Major(15),
-            maxima: Maxima { max_connections: 300, ..Maxima::default() },
+            maxima: Maxima {
+                max_connections: 300,
+                ..Maxima::default()
+            },
             restore_command: "/bin/sh fetch.sh",
             folder: Path::new("/copy"),
             memory_bytes: 1 << 30,
@@ -230,13 +267,21 @@ mod tests {
     }
 
     fn value<'a>(settings: &'a [(String, String)], name: &str) -> Option<&'a str> {
-        settings.iter().rfind(|(each, _)| each == name).map(|(_, value)| value.as_str())
+        settings
+            .iter()
+            .rfind(|(each, _)| each == name)
+            .map(|(_, value)| value.as_str())
     }
 
     #[test]
     fn a_copy_neither_archives_nor_connects_nor_listens() {
         let settings = settings(&[]);
-        for name in ["archive_command", "primary_conninfo", "synchronous_standby_names", "listen_addresses"] {
+        for name in [
+            "archive_command",
+            "primary_conninfo",
+            "synchronous_standby_names",
+            "listen_addresses",
+        ] {
             assert_eq!(value(&settings, name), Some(""), "{name}");
         }
         assert_eq!(value(&settings, "archive_mode"), Some("off"));
@@ -248,7 +293,11 @@ mod tests {
     fn what_recovery_compares_is_at_least_what_the_wal_announces() {
         let settings = settings(&[]);
         assert_eq!(value(&settings, "max_connections"), Some("300"));
-        assert_eq!(value(&settings, "max_wal_senders"), None, "the server's default where nothing was announced");
+        assert_eq!(
+            value(&settings, "max_wal_senders"),
+            None,
+            "the server's default where nothing was announced"
+        );
         assert_eq!(value(&settings, "shared_buffers"), Some("512MB"));
     }
 
@@ -256,7 +305,13 @@ mod tests {
     fn the_planted_archive_command_is_really_set_and_stays_in_the_copy() {
         let settings = settings(&[Fault::ArchiveCommandInherited]);
         assert_eq!(value(&settings, "archive_mode"), Some("on"));
-        assert_eq!(value(&settings, "archive_command"), Some("cp '%p' '/copy/archived/%f'"));
-        assert_eq!(settings.iter().filter(|(name, _)| name == "archive_mode").count(), 1);
+        assert_eq!(
+            value(&settings, "archive_command"),
+            Some("cp '%p' '/copy/archived/%f'")
+        );
+        assert_eq!(
+            settings.iter().filter(|(name, _)| name == "archive_mode").count(),
+            1
+        );
     }
 }

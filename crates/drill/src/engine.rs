@@ -1,8 +1,9 @@
 //! A drill as a list of steps, from the first look at production to the evidence.
 //!
-//! Invariants: each step is recorded with its times, however it ends; a step that fails ends the drill, and what it says
-//! becomes a finding or a doubt, never a silent gap; the copy is stopped and removed in every case; the evidence is
-//! written in every case, and the verdict in it is the one that [`judge`] gives for the facts in it.
+//! Invariants: each step is recorded with its times, however it ends; a step that fails ends the drill, and
+//! what it says becomes a finding or a doubt, never a silent gap; the copy is stopped and removed in every
+//! case; the evidence is written in every case, and the verdict in it is the one that [`judge`] gives for the
+//! facts in it.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,8 @@ use crate::classify;
 use crate::copy::{Copy, CopyFolder};
 use crate::evidence;
 use crate::facts::{
-    CheckResult, FACTS_VERSION, Facts, FailureKind, Identity, Objectives, Scope, StepFacts, StepOutcome, TargetFacts, Teardown,
+    CheckResult, FACTS_VERSION, Facts, FailureKind, Identity, Objectives, Scope, StepFacts, StepOutcome,
+    TargetFacts, Teardown,
 };
 use crate::log;
 use crate::options::{Drill, DrillTarget};
@@ -48,7 +50,10 @@ impl Outcome {
         if let Some(object) = value.as_object_mut() {
             let rto = self.facts.rto.as_ref().map(|rto| rto.total_ms as f64 / 1000.0);
             object.insert("rto_seconds".into(), serde_json::json!(rto));
-            object.insert("verdict".into(), serde_json::to_value(&self.verdict).unwrap_or_default());
+            object.insert(
+                "verdict".into(),
+                serde_json::to_value(&self.verdict).unwrap_or_default(),
+            );
             object.insert("evidence".into(), serde_json::json!(self.evidence));
             object.insert("report".into(), serde_json::json!(self.report));
         }
@@ -66,14 +71,19 @@ pub(crate) struct Run<'a> {
     steps_total: usize,
 }
 
-/// Runs a drill from its first to its last step. An error means that not even facts could be gathered (wrong usage, no
-/// place for the copy); everything else is an [`Outcome`]. Error codes: `drill-usage`, `copy-folder`.
+/// Runs a drill from its first to its last step. An error means that not even facts could be gathered (wrong
+/// usage, no place for the copy); everything else is an [`Outcome`]. Error codes: `drill-usage`,
+/// `copy-folder`.
 pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
     check_request(drill)?;
     let started_at = (drill.clock)();
-    let mut run = Run { drill, facts: blank(drill, started_at), steps_total: perform::STEPS + 1 };
+    let mut run = Run {
+        drill,
+        facts: blank(drill, started_at),
+        steps_total: perform::STEPS + 1,
+    };
     let drill_id = run.facts.identity.drill_id.clone();
-    let folder = CopyFolder::create(&drill.sandbox.parent, &drill_id, perform::owner(drill))?;
+    let folder = CopyFolder::create(&drill.sandbox.parent, &drill_id, crate::isolation::owner(drill))?;
     let mut copy = None;
     // Whatever ended it stands in the facts.
     let _ = perform::perform(&mut run, &folder, &mut copy);
@@ -121,13 +131,19 @@ fn check_request(drill: &Drill<'_>) -> Result<()> {
     for id in &drill.profile.checks {
         if !crate::options::BUILT_IN_CHECKS.contains(&id.as_str()) {
             let known = crate::options::BUILT_IN_CHECKS.join(", ");
-            return Err(Error::usage("drill-usage", format!("there is no built-in check \"{id}\""))
-                .hint(format!("Built-in checks are: {known}. Others need `sql` and `expect`.")));
+            return Err(
+                Error::usage("drill-usage", format!("there is no built-in check \"{id}\"")).hint(format!(
+                    "Built-in checks are: {known}. Others need `sql` and `expect`."
+                )),
+            );
         }
     }
     for check in &drill.profile.sql_checks {
         if checks::draft(&check.id).is_some() {
-            return usage(format!("the check's id \"{}\" is taken by a built-in check", check.id));
+            return usage(format!(
+                "the check's id \"{}\" is taken by a built-in check",
+                check.id
+            ));
         }
     }
     Ok(())
@@ -142,10 +158,16 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
     let bracket = profile.target == DrillTarget::Bracket;
     let mut objectives = Objectives {
         rto_seconds: profile.rto.map(|rto| rto.as_secs()),
-        rto_warning_seconds: profile.rto.map(|rto| rto.mul_f64(profile.rto_warning_share.clamp(0.0, 1.0)).as_secs()),
+        rto_warning_seconds: profile
+            .rto
+            .map(|rto| rto.mul_f64(profile.rto_warning_share.clamp(0.0, 1.0)).as_secs()),
         rpo_seconds: profile.rpo.map(|rpo| rpo.as_secs()),
         required_checks: vec!["target".into()],
-        requested_checks: vec!["archive-settings".into(), "archive-unchanged".into(), "timeline-histories".into()],
+        requested_checks: vec![
+            "archive-settings".into(),
+            "archive-unchanged".into(),
+            "timeline-histories".into(),
+        ],
     };
     if bracket {
         objectives.required_checks.push("bracket".into());
@@ -158,7 +180,9 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
             objectives.requested_checks.push(id.clone());
         }
     }
-    objectives.requested_checks.extend(profile.sql_checks.iter().map(|check| check.id.clone()));
+    objectives
+        .requested_checks
+        .extend(profile.sql_checks.iter().map(|check| check.id.clone()));
     if profile.rto.is_some() {
         objectives.requested_checks.push("rto".into());
     }
@@ -177,14 +201,20 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
             host: drill.host.clone(),
             next_due: drill.next_due,
         },
-        scope: Scope { cluster: drill.repository.name().to_string(), ..Scope::default() },
+        scope: Scope {
+            cluster: drill.repository.name().to_string(),
+            ..Scope::default()
+        },
         objectives,
         people: drill.people.clone(),
         started_at,
         finished_at: None,
         input: None,
         plan: None,
-        target: TargetFacts { requested, stops: Vec::new() },
+        target: TargetFacts {
+            requested,
+            stops: Vec::new(),
+        },
         steps: Vec::new(),
         rto: None,
         rpo: None,
@@ -224,7 +254,11 @@ impl Run<'_> {
             detail: None,
             error_code: None,
         });
-        let result = if self.drill.abort.load(Ordering::Relaxed) { Err(aborted()) } else { body(self) };
+        let result = if self.drill.abort.load(Ordering::Relaxed) {
+            Err(aborted())
+        } else {
+            body(self)
+        };
         let duration_ms = started.elapsed().as_millis() as u64;
         let mut entry = self.facts.steps.get_mut(at);
         if let Some(entry) = &mut entry {
@@ -243,7 +277,9 @@ impl Run<'_> {
                     entry.detail = Some(texts(&error).0);
                     entry.error_code = Some(error.code().into());
                 }
-                self.facts.failure.get_or_insert_with(|| classify::failure(id, &error));
+                self.facts
+                    .failure
+                    .get_or_insert_with(|| classify::failure(id, &error));
                 Err(Ended)
             }
         }
@@ -265,15 +301,25 @@ impl Run<'_> {
     /// Stops and removes the copy, and says what is left.
     fn tear_down(&mut self, folder: &CopyFolder, copy: Option<Copy>) {
         let keep = self.drill.sandbox.keep;
-        let mut teardown =
-            Teardown { server_stopped: true, folder_removed: false, kept_on_request: keep, left: Vec::new() };
+        let mut teardown = Teardown {
+            server_stopped: true,
+            folder_removed: false,
+            kept_on_request: keep,
+            left: Vec::new(),
+        };
         // This step is made even when the drill was told to stop.
         let failure = self.facts.failure.take();
-        self.drill.watcher.step(self.facts.steps.len() + 1, self.steps_total, "Stop the copy and remove it");
+        self.drill.watcher.step(
+            self.facts.steps.len() + 1,
+            self.steps_total,
+            "Stop the copy and remove it",
+        );
         let (started_at, started) = ((self.drill.clock)(), Instant::now());
         if let Some(mut copy) = copy {
             if let Err(error) = copy.stop() {
-                teardown.left.push(format!("the copy's server: {}", error.message()));
+                teardown
+                    .left
+                    .push(format!("the copy's server: {}", error.message()));
             }
             teardown.server_stopped = !copy.is_running();
             self.facts.server_log = log::excerpt(&copy.whole_log());
@@ -282,7 +328,9 @@ impl Run<'_> {
         let removed = if keep { folder.keep() } else { folder.remove() };
         match removed {
             Ok(()) => teardown.folder_removed = !keep,
-            Err(error) => teardown.left.push(format!("{}: {}", folder.path.display(), error.message())),
+            Err(error) => teardown
+                .left
+                .push(format!("{}: {}", folder.path.display(), error.message())),
         }
         if keep {
             teardown.left.push(folder.path.display().to_string());
@@ -311,9 +359,19 @@ impl Run<'_> {
             Some(failure) => format!("the drill ended early in step \"{}\"", failure.step),
             None => "no result was recorded".to_string(),
         };
-        let looked = self.facts.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::CouldNotLook);
-        let wanted: Vec<String> =
-            self.facts.objectives.required_checks.iter().chain(&self.facts.objectives.requested_checks).cloned().collect();
+        let looked = self
+            .facts
+            .failure
+            .as_ref()
+            .is_some_and(|failure| failure.kind == FailureKind::CouldNotLook);
+        let wanted: Vec<String> = self
+            .facts
+            .objectives
+            .required_checks
+            .iter()
+            .chain(&self.facts.objectives.requested_checks)
+            .cloned()
+            .collect();
         for id in wanted {
             if self.facts.check(&id).is_some() {
                 continue;
@@ -339,31 +397,41 @@ impl Run<'_> {
 
 /// What this drill does not prove, in sentences.
 fn limits(facts: &Facts) -> Vec<String> {
-    let mut limits = vec![
-        "No application was started on the copy: health endpoints, logins, jobs and integrations were not tried.".to_string(),
-        "The recovery time is that of this host, with fsync off, reading from one copy of the repository; other storage, \
+    let mut limits =
+        vec![
+        "No application was started on the copy: health endpoints, logins, jobs and integrations were not \
+         tried.".to_string(),
+        "The recovery time is that of this host, with fsync off, reading from one copy of the repository; \
+         other storage, \
          another network and people's time to decide are not in it."
             .to_string(),
-        "Only the copy of the repository named under artifacts was read; other copies and their keys were not."
+        "Only the copy of the repository named under artifacts was read; other copies and their keys were \
+         not."
             .to_string(),
-        "Production's configuration files were replaced by generated ones, so nothing is said about them.".to_string(),
+        "Production's configuration files were replaced by generated ones, so nothing is said about \
+         them.".to_string(),
     ];
     if facts.bracket.is_some() {
         limits.push(
-            "The row proof holds at the LSNs named here, for the relations listed; it says nothing about rows that were \
+            "The row proof holds at the LSNs named here, for the relations listed; it says nothing about \
+             rows that were \
              wrong in production already."
                 .to_string(),
         );
         limits.push(
-            "Sequences log ahead: it is shown that none is behind, not that each stands where production stood.".to_string(),
+            "Sequences log ahead: it is shown that none is behind, not that each stands where production \
+             stood."
+                .to_string(),
         );
         limits.push(
-            "Definitions (functions, constraints, rights, settings of roles and databases) were not compared row by row."
+            "Definitions (functions, constraints, rights, settings of roles and databases) were not \
+             compared row by row."
                 .to_string(),
         );
     } else {
         limits.push(
-            "A point of the past has no live counterpart: no bracket and no row proof exist for it; what was seen is that \
+            "A point of the past has no live counterpart: no bracket and no row proof exist for it; what \
+             was seen is that \
              recovery reaches it and that the copy is sound."
                 .to_string(),
         );

@@ -1,8 +1,8 @@
 //! The evidence of a drill: which files it is made of, and where they are kept.
 //!
-//! Invariants: the manifest names every other file with its SHA-256, and the link in the repository's chain names the
-//! manifest; nothing is overwritten; a place that cannot be written is reported and does not keep the others from
-//! being written. The files hold what the facts hold: no row data, keys or passwords.
+//! Invariants: the manifest names every other file with its SHA-256, and the link in the repository's chain
+//! names the manifest; nothing is overwritten; a place that cannot be written is reported and does not keep
+//! the others from being written. The files hold what the facts hold: no row data, keys or passwords.
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,12 @@ pub fn bundle(facts: &Facts, verdict: &Verdict, documents: Documents) -> Result<
 }
 
 /// Keeps the evidence in the repository and appends to its chain; the names of the files.
-pub fn keep(repository: &ClusterRepository, drill_id: &str, bundle: &Bundle, now: Timestamp) -> Result<Vec<String>> {
+pub fn keep(
+    repository: &ClusterRepository,
+    drill_id: &str,
+    bundle: &Bundle,
+    now: Timestamp,
+) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (name, content) in &bundle.files {
         repository.put_evidence(drill_id, name, content)?;
@@ -66,7 +71,11 @@ pub fn keep(repository: &ClusterRepository, drill_id: &str, bundle: &Bundle, now
 pub fn write(folder: &Path, drill_id: &str, bundle: &Bundle) -> Result<(PathBuf, Option<PathBuf>)> {
     let own = folder.join(drill_id);
     let failed = |path: &Path, error: &std::io::Error| {
-        Error::io("evidence-write", format!("cannot write \"{}\"", path.display()), error)
+        Error::io(
+            "evidence-write",
+            format!("cannot write \"{}\"", path.display()),
+            error,
+        )
     };
     std::fs::create_dir_all(&own).map_err(|error| failed(&own, &error))?;
     let mut report = None;
@@ -83,8 +92,9 @@ pub fn write(folder: &Path, drill_id: &str, bundle: &Bundle) -> Result<(PathBuf,
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::new("evidence-encode", "the evidence cannot be written as JSON").caused_by(&error))?;
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| {
+        Error::new("evidence-encode", "the evidence cannot be written as JSON").caused_by(&error)
+    })?;
     text.push(b'\n');
     Ok(text)
 }

@@ -1,10 +1,10 @@
 //! What a drill saw: everything that its verdict and its report are made of.
 //!
-//! Invariants: the facts hold no row of the user's data, no key and no password (digests of rows are keyed, and
-//! the key is never kept; texts from the server are its messages, never a statement or its parameters); they are
-//! complete even when the drill ends early (a step that failed is recorded as such, a check that was not made
-//! is `NOT RUN` or `COULD NOT LOOK`); whatever judges or prints them needs nothing else. The version changes when
-//! a reader of an older version would misread them.
+//! Invariants: the facts hold no row of the user's data, no key and no password (digests of rows are keyed,
+//! and the key is never kept; texts from the server are its messages, never a statement or its parameters);
+//! they are complete even when the drill ends early (a step that failed is recorded as such, a check that was
+//! not made is `NOT RUN` or `COULD NOT LOOK`); whatever judges or prints them needs nothing else. The version
+//! changes when a reader of an older version would misread them.
 
 use jiff::Timestamp;
 use postgres::Lsn;
@@ -230,7 +230,10 @@ pub enum StopOutcome {
 impl StopOutcome {
     /// Whether the copy got there.
     pub fn is_reached(self) -> bool {
-        matches!(self, StopOutcome::Paused | StopOutcome::Promoted | StopOutcome::Opened)
+        matches!(
+            self,
+            StopOutcome::Paused | StopOutcome::Promoted | StopOutcome::Opened
+        )
     }
 }
 
@@ -286,8 +289,10 @@ pub struct Rto {
 
 impl Rto {
     /// The clock, as a sentence.
-    pub const DEFINITION: &'static str = "plan + restore + start + replay until the copy stands at the requested \
-        target and accepts a session; making the point in production, the replay for the row proof and the checks \
+    pub const DEFINITION: &'static str = "plan + restore + start + replay until the copy stands at the \
+    requested \
+        target and accepts a session; making the point in production, the replay for the row proof and the \
+        checks \
         are measured apart";
 
     /// Seconds, rounded up: an objective is never met by rounding.
@@ -299,8 +304,8 @@ impl Rto {
 /// What would have been lost, had production vanished at the start of the drill.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rpo {
-    /// From the newest commit that the copy holds to the newest commit that happened; `None` if it holds no commit
-    /// to count from.
+    /// From the newest commit that the copy holds to the newest commit that happened; `None` if it holds no
+    /// commit to count from.
     pub seconds: Option<f64>,
     /// Bytes of WAL that the copy does not hold.
     pub bytes: u64,

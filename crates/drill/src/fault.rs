@@ -1,6 +1,7 @@
 //! Faults that are planted into a copy, so that a drill has something to find (the drill of the drill).
 //!
-//! Invariant: only files below the copy's own data directory are touched, and only while no server runs on it.
+//! Invariant: only files below the copy's own data directory are touched, and only while no server runs on
+//! it.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -42,40 +43,58 @@ pub fn candidates(conninfo: &str, database: &str) -> Result<Vec<Candidate>> {
         "SELECT pg_relation_filepath(c.oid), n.nspname || '.' || c.relname \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
            JOIN LATERAL (SELECT t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
-             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum DESC LIMIT 1) l ON true \
-         WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgproof') \
-           AND l.typname IN ('int8', 'int4', 'int2', 'timestamptz', 'timestamp', 'date', 'float8', 'bpchar', 'varchar', 'text', 'jsonb') \
-         ORDER BY array_position(ARRAY['int8', 'int4', 'int2', 'timestamptz', 'timestamp', 'date', 'float8', 'bpchar', \
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum DESC LIMIT \
+             1) l ON true \
+         WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', \
+         'information_schema', 'pgproof') \
+           AND l.typname IN ('int8', 'int4', 'int2', 'timestamptz', 'timestamp', 'date', 'float8', \
+           'bpchar', 'varchar', 'text', 'jsonb') \
+         ORDER BY array_position(ARRAY['int8', 'int4', 'int2', 'timestamptz', 'timestamp', 'date', \
+         'float8', 'bpchar', \
            'varchar', 'text', 'jsonb']::name[], l.typname), 2",
     )?;
     let mut found = Vec::new();
     for row in rows {
         let mut columns = row.into_iter().flatten();
         if let (Some(path), Some(name)) = (columns.next(), columns.next()) {
-            found.push(Candidate { path, name: format!("{database}.{name}") });
+            found.push(Candidate {
+                path,
+                name: format!("{database}.{name}"),
+            });
         }
     }
     Ok(found)
 }
 
-/// Changes one row in a stopped copy, under a checksum that is right again. The page is the one whose last change is
-/// the oldest: replay is least likely to write it anew. Gives what was changed, without its value.
+/// Changes one row in a stopped copy, under a checksum that is right again. The page is the one whose last
+/// change is the oldest: replay is least likely to write it anew. Gives what was changed, without its value.
 pub fn change_one_row(data_directory: &Path, candidates: &[Candidate], checksums: bool) -> Result<String> {
     for candidate in candidates {
         let relative = Path::new(&candidate.path);
-        if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        if !relative
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+        {
             continue;
         }
         if let Some(text) = change_in_file(&data_directory.join(relative), checksums)? {
             return Ok(format!("{} {text}", candidate.name));
         }
     }
-    Err(Error::new("fault-not-planted", "the copy has no row that could be changed")
-        .hint("Put a table with some rows, vacuumed or read once, into the drilled cluster."))
+    Err(
+        Error::new("fault-not-planted", "the copy has no row that could be changed")
+            .hint("Put a table with some rows, vacuumed or read once, into the drilled cluster."),
+    )
 }
 
 fn change_in_file(path: &Path, checksums: bool) -> Result<Option<String>> {
-    let failed = |error: &std::io::Error| Error::io("fault-not-planted", format!("cannot change {}", path.display()), error);
+    let failed = |error: &std::io::Error| {
+        Error::io(
+            "fault-not-planted",
+            format!("cannot change {}", path.display()),
+            error,
+        )
+    };
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -92,7 +111,9 @@ fn change_in_file(path: &Path, checksums: bool) -> Result<Option<String>> {
             best = Some((lsn, block, offset, page));
         }
     }
-    let Some((_, block, offset, mut page)) = best else { return Ok(None) };
+    let Some((_, block, offset, mut page)) = best else {
+        return Ok(None);
+    };
     if let Some(byte) = page.get_mut(offset) {
         *byte ^= 1;
     }
@@ -100,7 +121,8 @@ fn change_in_file(path: &Path, checksums: bool) -> Result<Option<String>> {
         let checksum = page_checksum(&page, block as u32);
         page[8..10].copy_from_slice(&checksum.to_le_bytes());
     }
-    file.write_all_at(&page, block * BLOCK_SIZE as u64).map_err(|error| failed(&error))?;
+    file.write_all_at(&page, block * BLOCK_SIZE as u64)
+        .map_err(|error| failed(&error))?;
     file.sync_all().map_err(|error| failed(&error))?;
     Ok(Some(format!("block {block}, one bit of one row")))
 }
@@ -117,7 +139,11 @@ fn last_byte_of_a_row(page: &[u8; BLOCK_SIZE]) -> Option<usize> {
     let lower = usize::from(half(12)?);
     for at in (24..lower.min(BLOCK_SIZE)).step_by(4) {
         let pointer = u32::from(half(at)?) | u32::from(half(at + 2)?) << 16;
-        let (offset, flags, length) = ((pointer & 0x7FFF) as usize, pointer >> 15 & 3, (pointer >> 17) as usize);
+        let (offset, flags, length) = (
+            (pointer & 0x7FFF) as usize,
+            pointer >> 15 & 3,
+            (pointer >> 17) as usize,
+        );
         let header = 24;
         if flags != 1 || length <= header || length > TUPLE_BYTES_MAX || offset + length > BLOCK_SIZE {
             continue;
@@ -148,7 +174,10 @@ mod tests {
 
     #[test]
     fn only_a_row_that_everybody_sees_is_changed() {
-        assert_eq!(last_byte_of_a_row(&page_with_a_row(XMIN_COMMITTED | XMAX_INVALID)), Some(8031));
+        assert_eq!(
+            last_byte_of_a_row(&page_with_a_row(XMIN_COMMITTED | XMAX_INVALID)),
+            Some(8031)
+        );
         assert_eq!(last_byte_of_a_row(&page_with_a_row(XMIN_COMMITTED)), None);
         assert_eq!(last_byte_of_a_row(&[0; BLOCK_SIZE]), None);
         assert_eq!(last_byte_of_a_row(&[0xFF; BLOCK_SIZE]), None);
@@ -162,12 +191,21 @@ mod tests {
         page[16..18].copy_from_slice(&8192_u16.to_le_bytes());
         page[18..20].copy_from_slice(&0x2004_u16.to_le_bytes());
         std::fs::write(folder.path().join("t"), page).expect("writes");
-        let candidate = Candidate { path: "t".into(), name: "d.public.t".into() };
-        let outside = Candidate { path: "../t".into(), name: "d.public.x".into() };
+        let candidate = Candidate {
+            path: "t".into(),
+            name: "d.public.t".into(),
+        };
+        let outside = Candidate {
+            path: "../t".into(),
+            name: "d.public.x".into(),
+        };
         let text = change_one_row(folder.path(), &[outside, candidate], true).expect("plants");
         assert!(text.starts_with("d.public.t block 0"));
         let changed = std::fs::read(folder.path().join("t")).expect("reads");
         assert_ne!(changed[8031], page[8031]);
-        assert_eq!(postgres::verify_page(&changed, 0, true), postgres::PageVerdict::Good);
+        assert_eq!(
+            postgres::verify_page(&changed, 0, true),
+            postgres::PageVerdict::Good
+        );
     }
 }

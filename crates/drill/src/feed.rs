@@ -1,10 +1,11 @@
 //! WAL for a copy, handed in through its folder: the copy asks for a file, this side answers.
 //!
-//! The quarantined server has neither the repository nor its keys, nor a network. Its `restore_command` is a small script
-//! that writes down which file it wants and waits; a thread of ours fetches the file from the repository, verifies it,
-//! and renames it into place. Invariants: a file appears complete under its name or not at all; "absent" (exit 1) is
-//! answered only when the repository said so; everything else, a silence of ours included, ends recovery (exit 126); the
-//! files that come after the last one asked for are fetched ahead, a few at a time.
+//! The quarantined server has neither the repository nor its keys, nor a network. Its `restore_command` is a
+//! small script that writes down which file it wants and waits; a thread of ours fetches the file from the
+//! repository, verifies it, and renames it into place. Invariants: a file appears complete under its name or
+//! not at all; "absent" (exit 1) is answered only when the repository said so; everything else, a silence of
+//! ours included, ends recovery (exit 126); the files that come after the last one asked for are fetched
+//! ahead, a few at a time.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -60,31 +61,55 @@ pub struct Feed {
 impl Feed {
     /// Makes the feed's folder and script. `owner`: whom they belong to, when this is root.
     pub fn create(folder: &Path, segment_size: u32, owner: Option<(u32, u32)>) -> Result<Feed> {
-        let feed = Feed { folder: folder.into(), segment_size, owner, record: Arc::default() };
+        let feed = Feed {
+            folder: folder.into(),
+            segment_size,
+            owner,
+            record: Arc::default(),
+        };
         for part in ["", "wanted", "ready", "absent", "failed", "part"] {
             let path = feed.folder.join(part);
             std::fs::create_dir_all(&path).map_err(|error| io("make the folder", &path, &error))?;
             feed.give(&path, 0o700)?;
         }
         let script = feed.folder.join("fetch.sh");
-        std::fs::write(&script, SCRIPT.replace("@PATIENCE@", &(PATIENCE_SECONDS * 50).to_string()))
-            .map_err(|error| io("write", &script, &error))?;
+        std::fs::write(
+            &script,
+            SCRIPT.replace("@PATIENCE@", &(PATIENCE_SECONDS * 50).to_string()),
+        )
+        .map_err(|error| io("write", &script, &error))?;
         feed.give(&script, 0o700)?;
         Ok(feed)
     }
 
-    /// The text of `restore_command`. Error: `path-unsupported` for a folder whose name a shell would not leave alone.
+    /// The text of `restore_command`. Error: `path-unsupported` for a folder whose name a shell would not
+    /// leave alone.
     pub fn restore_command(&self) -> Result<String> {
-        let folder = self.folder.to_str().filter(|text| !text.contains(['\'', '%', '\n'])).ok_or_else(|| {
-            Error::new("path-unsupported", format!("{:?} cannot be put into restore_command", self.folder))
+        let folder = self
+            .folder
+            .to_str()
+            .filter(|text| !text.contains(['\'', '%', '\n']))
+            .ok_or_else(|| {
+                Error::new(
+                    "path-unsupported",
+                    format!("{:?} cannot be put into restore_command", self.folder),
+                )
                 .hint("Choose a folder for the copy whose path has no quotes and no per cent signs.")
-        })?;
+            })?;
         Ok(format!("/bin/sh '{folder}/fetch.sh' '{folder}' '%f' '%p'"))
+    }
+
+    /// Bytes of a segment.
+    pub fn segment_size(&self) -> u32 {
+        self.segment_size
     }
 
     /// What was handed over so far.
     pub fn record(&self) -> FeedRecord {
-        self.record.lock().map(|record| record.clone()).unwrap_or_default()
+        self.record
+            .lock()
+            .map(|record| record.clone())
+            .unwrap_or_default()
     }
 
     /// Answers until `stop` is set. Runs in a thread of its own.
@@ -95,7 +120,8 @@ impl Feed {
             for name in self.wanted() {
                 asked = true;
                 self.answer(fetch, &name);
-                if let Some(WalFile::Segment { timeline, number }) = WalFile::parse(&name, self.segment_size) {
+                if let Some(WalFile::Segment { timeline, number }) = WalFile::parse(&name, self.segment_size)
+                {
                     ahead = Some((timeline, number + 1, number + AHEAD));
                 }
             }
@@ -103,7 +129,8 @@ impl Feed {
                 continue;
             }
             if let Some((timeline, next, until)) = ahead {
-                let wanted = last.is_none_or(|(last_timeline, last)| last_timeline == timeline && next <= last);
+                let wanted =
+                    last.is_none_or(|(last_timeline, last)| last_timeline == timeline && next <= last);
                 ahead = (next < until).then_some((timeline, next + 1, until));
                 if wanted {
                     self.fetch_ahead(fetch, timeline, next);
@@ -116,8 +143,13 @@ impl Feed {
 
     /// Names that the script waits for.
     fn wanted(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.folder.join("wanted")) else { return Vec::new() };
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        let Ok(entries) = std::fs::read_dir(self.folder.join("wanted")) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
     }
 
     fn answer(&self, fetch: &Fetch<'_>, name: &str) {
@@ -125,7 +157,11 @@ impl Feed {
         // The question comes from inside the quarantine: only names that PostgreSQL asks for are looked up.
         let known = WalFile::parse(name, self.segment_size).is_some();
         let result = if ready.exists() {
-            Ok(Fetched::Placed(std::fs::metadata(&ready).map(|metadata| metadata.len()).unwrap_or(0)))
+            Ok(Fetched::Placed(
+                std::fs::metadata(&ready)
+                    .map(|metadata| metadata.len())
+                    .unwrap_or(0),
+            ))
         } else if known {
             self.place(fetch, name)
         } else {
@@ -148,14 +184,17 @@ impl Feed {
                     record.absent.insert(name.to_string());
                 }
                 Err(error) => {
-                    record.failure.get_or_insert_with(|| (name.to_string(), error.clone()));
+                    record
+                        .failure
+                        .get_or_insert_with(|| (name.to_string(), error.clone()));
                 }
             }
         }
         if let Some(answer) = answer {
             let path = self.folder.join(answer).join(name);
             // If even this cannot be written the script gives up by itself, with 126.
-            let _ = std::fs::write(&path, b"").and_then(|()| self.give(&path, 0o600).map_err(std::io::Error::other));
+            let _ = std::fs::write(&path, b"")
+                .and_then(|()| self.give(&path, 0o600).map_err(std::io::Error::other));
         }
         let _ = std::fs::remove_file(self.folder.join("wanted").join(name));
     }
@@ -238,7 +277,12 @@ mod tests {
             .expect("a command")
             .replace("%f", name)
             .replace("%p", to.to_str().expect("a path in UTF-8"));
-        Command::new("/bin/sh").arg("-c").arg(command).status().expect("a shell").code()
+        Command::new("/bin/sh")
+            .arg("-c")
+            .arg(command)
+            .status()
+            .expect("a shell")
+            .code()
     }
 
     #[test]
@@ -260,20 +304,27 @@ mod tests {
             scope.spawn(|| feed.serve(&fetch, None, &stop));
             let to = folder.path().join("RECOVERYXLOG");
             assert_eq!(ask(&feed, "000000010000000000000001", &to), Some(0));
-            assert_eq!(std::fs::read_to_string(&to).expect("placed"), "000000010000000000000001");
+            assert_eq!(
+                std::fs::read_to_string(&to).expect("placed"),
+                "000000010000000000000001"
+            );
             // The same file again, as a second start asks.
             assert_eq!(ask(&feed, "000000010000000000000001", &to), Some(0));
             assert_eq!(ask(&feed, "00000002.history", &to), Some(1));
             assert_eq!(ask(&feed, "000000010000000000000003", &to), Some(126));
-            assert_eq!(ask(&feed, "../../etc/passwd", &to), Some(126), "no such folder for a question");
+            assert_eq!(
+                ask(&feed, "../../etc/passwd", &to),
+                Some(126),
+                "no such folder for a question"
+            );
             stop.store(true, Ordering::Relaxed);
         });
         let record = feed.record();
         assert_eq!(record.segments.len(), 1);
-        assert_eq!(record.failure.map(|(name, error)| (name, error.code())), Some((
-            "000000010000000000000003".into(),
-            "object-damaged"
-        )));
+        assert_eq!(
+            record.failure.map(|(name, error)| (name, error.code())),
+            Some(("000000010000000000000003".into(), "object-damaged"))
+        );
         assert!(record.absent.contains("00000002.history"));
     }
 

@@ -1,10 +1,10 @@
 //! A throw-away copy and what is done with it: drills, from the point made in production to the evidence.
 //!
-//! Looking (everything with an effect) is apart from judging ([`judge`], pure): a drill gathers [`Facts`], and the
-//! verdict can be computed from them again by anybody. Invariants of the room: a copy cannot reach or harm
-//! production, and the evidence says how far that was made sure; a plan for a drill comes from the planner that
-//! `restore` uses; what could not be looked at never passes; a drill leaves production as it was but for pgproof's
-//! own, bounded table.
+//! Looking (everything with an effect) is apart from judging ([`judge`], pure): a drill gathers [`Facts`],
+//! and the verdict can be computed from them again by anybody. Invariants of the room: a copy cannot reach or
+//! harm production, and the evidence says how far that was made sure; a plan for a drill comes from the
+//! planner that `restore` uses; what could not be looked at never passes; a drill leaves production as it was
+//! but for pgproof's own, bounded table.
 
 pub mod amcheck;
 pub mod archive;
@@ -15,9 +15,13 @@ pub mod classify;
 pub mod copy;
 pub mod copy_settings;
 pub mod engine;
+pub mod evidence;
+pub mod facts;
 pub mod fault;
 pub mod feed;
+mod isolation;
 pub mod log;
+pub mod options;
 pub mod page_checks;
 mod perform;
 pub mod point;
@@ -25,9 +29,8 @@ pub mod rows;
 pub mod sequences;
 mod server_error;
 pub mod snapshot;
-pub mod evidence;
-pub mod facts;
-pub mod options;
+mod soundness;
+mod stops;
 pub mod verdict;
 #[cfg(test)]
 mod verdict_tests;

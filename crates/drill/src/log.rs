@@ -1,8 +1,8 @@
 //! The copy's server log: where recovery stopped, why it did not, and what of it may stand in the evidence.
 //!
-//! The copy logs with `log_line_prefix = '%m [%p] %b '` and `lc_messages = C`, so the messages below are those of
-//! PostgreSQL 13 to 18 (`xlogrecovery.c`, `xlogarchive.c`, `xlog.c`). Invariant: lines of sessions and workers that execute
-//! statements never reach the evidence, since they may quote values. Pure.
+//! The copy logs with `log_line_prefix = '%m [%p] %b '` and `lc_messages = C`, so the messages below are
+//! those of PostgreSQL 13 to 18 (`xlogrecovery.c`, `xlogarchive.c`, `xlog.c`). Invariant: lines of sessions
+//! and workers that execute statements never reach the evidence, since they may quote values. Pure.
 
 use crate::verdict::code;
 
@@ -10,8 +10,15 @@ use crate::verdict::code;
 pub const LINE_PREFIX: &str = "%m [%p] %b ";
 
 /// Processes whose lines are about the server itself.
-const OWN_PROCESSES: [&str; 7] =
-    ["startup", "postmaster", "checkpointer", "background writer", "walwriter", "archiver", "not initialized"];
+const OWN_PROCESSES: [&str; 7] = [
+    "startup",
+    "postmaster",
+    "checkpointer",
+    "background writer",
+    "walwriter",
+    "archiver",
+    "not initialized",
+];
 
 /// Lines kept from the beginning and from the end.
 const LINES_FIRST: usize = 60;
@@ -41,7 +48,8 @@ pub fn stop_line(log: &str) -> Option<String> {
 
 /// Whether the server paused because it reached its target (and not for another reason).
 pub fn paused_at_target(log: &str) -> bool {
-    stop_line(log).is_some() && message_lines(log).any(|message| message.starts_with("pausing at the end of recovery"))
+    stop_line(log).is_some()
+        && message_lines(log).any(|message| message.starts_with("pausing at the end of recovery"))
 }
 
 /// Whether recovery has ended and the server opens for writing.
@@ -51,27 +59,51 @@ pub fn recovery_complete(log: &str) -> bool {
 
 /// The server's line about the last record that it replayed (`redo done at ...`).
 pub fn last_replayed_line(log: &str) -> Option<String> {
-    message_lines(log).filter(|message| message.starts_with("redo done at ")).last().map(str::to_string)
+    message_lines(log)
+        .filter(|message| message.starts_with("redo done at "))
+        .last()
+        .map(str::to_string)
 }
 
 /// What each message means, the first match in this order.
 const CAUSES: [(&str, &str); 17] = [
-    ("hot standby is not possible because of insufficient parameter settings", code::PAUSED_BY_PARAMETER_CHANGE),
-    ("recovery aborted because of insufficient parameter settings", code::PAUSED_BY_PARAMETER_CHANGE),
-    ("recovery has paused because of insufficient parameter settings", code::PAUSED_BY_PARAMETER_CHANGE),
-    ("hot standby is not possible because max_", code::PAUSED_BY_PARAMETER_CHANGE),
-    ("hot standby is not possible because wal_level", code::PAUSED_BY_PARAMETER_CHANGE),
+    (
+        "hot standby is not possible because of insufficient parameter settings",
+        code::PAUSED_BY_PARAMETER_CHANGE,
+    ),
+    (
+        "recovery aborted because of insufficient parameter settings",
+        code::PAUSED_BY_PARAMETER_CHANGE,
+    ),
+    (
+        "recovery has paused because of insufficient parameter settings",
+        code::PAUSED_BY_PARAMETER_CHANGE,
+    ),
+    (
+        "hot standby is not possible because max_",
+        code::PAUSED_BY_PARAMETER_CHANGE,
+    ),
+    (
+        "hot standby is not possible because wal_level",
+        code::PAUSED_BY_PARAMETER_CHANGE,
+    ),
     ("No space left on device", code::COULD_NOT_LOOK),
     ("out of memory", code::COULD_NOT_LOOK),
     ("could not access file", code::SERVER_ENDED),
     ("could not load library", code::SERVER_ENDED),
-    ("requested recovery stop point is before consistent recovery point", code::TARGET_UNREACHABLE),
+    (
+        "requested recovery stop point is before consistent recovery point",
+        code::TARGET_UNREACHABLE,
+    ),
     ("WAL ends before end of online backup", code::WAL_MISSING),
     ("WAL ends before consistent recovery point", code::WAL_MISSING),
     ("could not locate required checkpoint record", code::WAL_MISSING),
     ("could not locate a valid checkpoint record", code::WAL_MISSING),
     ("requested timeline", code::TARGET_UNREACHABLE),
-    ("recovery ended before configured recovery target was reached", code::TARGET_NOT_REACHED),
+    (
+        "recovery ended before configured recovery target was reached",
+        code::TARGET_NOT_REACHED,
+    ),
     ("could not restore file", code::WAL_MISSING),
 ];
 
@@ -79,14 +111,23 @@ const CAUSES: [(&str, &str); 17] = [
 pub fn cause(log: &str) -> Option<Cause> {
     for (pattern, code) in CAUSES {
         // The newest line of the kind: an older start in the same log is not the one that failed.
-        if let Some(line) = message_lines(log).filter(|message| message.contains(pattern)).last() {
-            return Some(Cause { code, line: cut(line) });
+        if let Some(line) = message_lines(log)
+            .filter(|message| message.contains(pattern))
+            .last()
+        {
+            return Some(Cause {
+                code,
+                line: cut(line),
+            });
         }
     }
     own_lines(log)
         .filter(|line| line.contains(" FATAL:  ") || line.contains(" PANIC:  "))
         .last()
-        .map(|line| Cause { code: code::SERVER_ENDED, line: cut(message_of(line)) })
+        .map(|line| Cause {
+            code: code::SERVER_ENDED,
+            line: cut(message_of(line)),
+        })
 }
 
 /// What may stand in the evidence: lines of the server's own processes, the first and the last of them.
@@ -104,7 +145,8 @@ pub fn excerpt(log: &str) -> Vec<String> {
 
 /// Lines of the server's own processes; continuation lines (they begin with a tab) are left out.
 fn own_lines(log: &str) -> impl Iterator<Item = &str> {
-    log.lines().filter(|line| process(line).is_some_and(|process| OWN_PROCESSES.contains(&process)))
+    log.lines()
+        .filter(|line| process(line).is_some_and(|process| OWN_PROCESSES.contains(&process)))
 }
 
 /// The backend type of a line that begins with [`LINE_PREFIX`].
@@ -139,7 +181,8 @@ mod tests {
     const LOG: &str = "\
 2026-11-20 19:30:00.100 UTC [10] postmaster LOG:  starting PostgreSQL 15.18 on x86_64-pc-linux-gnu
 2026-11-20 19:30:00.120 UTC [12] startup LOG:  starting point-in-time recovery to \"pgproof_x\"
-2026-11-20 19:30:00.900 UTC [12] startup LOG:  recovery stopping at restore point \"pgproof_x\", time 2026-11-20 19:29:00
+2026-11-20 19:30:00.900 UTC [12] startup LOG:  recovery stopping at restore point \"pgproof_x\", time \
+2026-11-20
 2026-11-20 19:30:00.900 UTC [12] startup LOG:  pausing at the end of recovery
 2026-11-20 19:30:00.900 UTC [12] startup HINT:  Execute pg_wal_replay_resume() to promote.
 2026-11-20 19:30:01.000 UTC [40] client backend ERROR:  invalid input syntax for type integer: \"secret\"
@@ -158,16 +201,22 @@ mod tests {
 
     #[test]
     fn a_pause_for_a_parameter_is_not_the_target() {
-        let log = "2026-11-20 19:30:00 UTC [12] startup WARNING:  hot standby is not possible because of insufficient \
+        let log = "2026-11-20 19:30:00 UTC [12] startup WARNING:  hot standby is not possible because of \
+        insufficient \
             parameter settings\n2026-11-20 19:30:00 UTC [12] startup LOG:  recovery has paused\n";
         assert!(!paused_at_target(log));
-        assert_eq!(cause(log).map(|cause| cause.code), Some(code::PAUSED_BY_PARAMETER_CHANGE));
+        assert_eq!(
+            cause(log).map(|cause| cause.code),
+            Some(code::PAUSED_BY_PARAMETER_CHANGE)
+        );
     }
 
     #[test]
     fn an_end_before_the_target_is_named() {
-        let log = "2026-11-20 19:30:00 UTC [12] startup FATAL:  recovery ended before configured recovery target was \
-            reached\n2026-11-20 19:30:00 UTC [10] postmaster LOG:  startup process (PID 12) exited with exit code 1\n";
+        let log = "2026-11-20 19:30:00 UTC [12] startup FATAL:  recovery ended before configured recovery \
+        target was \
+            reached\n2026-11-20 19:30:00 UTC [10] postmaster LOG:  startup process (PID 12) exited with exit \
+            code 1\n";
         assert_eq!(cause(log).map(|cause| cause.code), Some(code::TARGET_NOT_REACHED));
         assert_eq!(cause("nothing of ours\n"), None);
         let fatal = "2026-11-20 19:30:00 UTC [10] postmaster FATAL:  something else\n";
@@ -179,6 +228,9 @@ mod tests {
         let line = "2026-11-20 19:30:00 UTC [12] startup LOG:  restored log file \"x\" from archive\n";
         let excerpt = excerpt(&line.repeat(1000));
         assert_eq!(excerpt.len(), LINES_FIRST + LINES_LAST + 1);
-        assert_eq!(excerpt.get(LINES_FIRST).map(String::as_str), Some("... 800 lines left out ..."));
+        assert_eq!(
+            excerpt.get(LINES_FIRST).map(String::as_str),
+            Some("... 800 lines left out ...")
+        );
     }
 }

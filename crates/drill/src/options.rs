@@ -1,6 +1,7 @@
 //! What a drill is given: the profile (what is to be proved, and how well), the places, and the callbacks.
 //!
-//! Invariant: the room reads no environment, no configuration file and no wall clock; all of that stands here.
+//! Invariant: the room reads no environment, no configuration file and no wall clock; all of that stands
+//! here.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -92,7 +93,8 @@ impl Profile {
 pub enum Fault {
     /// One row is changed on disk, under a valid page checksum.
     RowChangedInCopy,
-    /// The copy starts with `archive_mode=on` and an `archive_command` (that writes into the copy's own folder).
+    /// The copy starts with `archive_mode=on` and an `archive_command` (that writes into the copy's own
+    /// folder).
     ArchiveCommandInherited,
 }
 
@@ -109,12 +111,13 @@ impl Fault {
 /// Where the copy lives.
 #[derive(Debug, Clone)]
 pub struct SandboxOptions {
-    /// A folder that exists; each drill makes its own in it. As root it must be passable by the server's account.
+    /// A folder that exists; each drill makes its own in it. As root it must be passable by the server's
+    /// account.
     pub parent: PathBuf,
     /// Leave the copy's folder in place (the server is stopped anyway).
     pub keep: bool,
-    /// A program that enters the quarantine and becomes the server; `--spec FILE --` and the server's command line
-    /// are appended to its arguments. Without it the quarantine is by configuration only.
+    /// A program that enters the quarantine and becomes the server; `--spec FILE --` and the server's command
+    /// line are appended to its arguments. Without it the quarantine is by configuration only.
     pub launcher: Option<cluster::Launcher>,
     /// Further places where PostgreSQL's programs may be.
     pub programs: Vec<PathBuf>,
@@ -124,7 +127,8 @@ pub struct SandboxOptions {
     pub owner: Option<(u32, u32)>,
     /// A superuser of the copy, when production is not asked for one; `None`: `postgres`.
     pub superuser: Option<String>,
-    /// Libraries that replay needs (they provide a custom resource manager) and that may be loaded in the copy.
+    /// Libraries that replay needs (they provide a custom resource manager) and that may be loaded in the
+    /// copy.
     pub preload: Vec<String>,
     /// Memory that the copy may use; `None`: half of what is available.
     pub memory_bytes: Option<u64>,

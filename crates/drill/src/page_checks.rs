@@ -1,7 +1,7 @@
 //! Page checksums of a whole copy, read from its files while no server runs on it.
 //!
-//! Invariants: every block of every relation's file is looked at, in every fork; a page that is not whole is bad; a file
-//! that cannot be read is "could not look", never good.
+//! Invariants: every block of every relation's file is looked at, in every fork; a page that is not whole is
+//! bad; a file that cannot be read is "could not look", never good.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -51,13 +51,18 @@ pub fn check_pages(
         EntryKind::File { size, .. } => size,
         _ => 0,
     };
-    let mut files: Vec<&Entry> =
-        entries.iter().filter(|entry| entry.relation.is_some() && matches!(entry.kind, EntryKind::File { .. })).collect();
+    let mut files: Vec<&Entry> = entries
+        .iter()
+        .filter(|entry| entry.relation.is_some() && matches!(entry.kind, EntryKind::File { .. }))
+        .collect();
     files.sort_by_key(|entry| std::cmp::Reverse(size(entry)));
     let total: u64 = files.iter().map(|entry| size(entry)).sum();
     let count = files.len() as u64;
     let queue = Mutex::new(VecDeque::from(files));
-    let found = Mutex::new(PageCheck { files: count, ..PageCheck::default() });
+    let found = Mutex::new(PageCheck {
+        files: count,
+        ..PageCheck::default()
+    });
 
     let work = || -> Result<()> {
         let mut buffer = vec![0_u8; BLOCKS_AT_ONCE * BLOCK_SIZE];
@@ -82,7 +87,9 @@ pub fn check_pages(
         let handles: Vec<_> = (1..threads.clamp(1, 16)).map(|_| scope.spawn(work)).collect();
         let mut result = work();
         for handle in handles {
-            let other = handle.join().unwrap_or_else(|_| Err(Error::new("thread-ended", "a thread ended badly")));
+            let other = handle
+                .join()
+                .unwrap_or_else(|_| Err(Error::new("thread-ended", "a thread ended badly")));
             result = result.and(other);
         }
         result
@@ -95,7 +102,11 @@ fn check_file(entry: &Entry, relation_segment_blocks: u32, buffer: &mut [u8]) ->
     let segment = entry.relation.as_ref().map_or(0, |relation| relation.segment);
     let first = segment.wrapping_mul(relation_segment_blocks);
     let unreadable = |error: &std::io::Error| {
-        Error::io("copy-read", format!("cannot read {}", entry.absolute.display()), error)
+        Error::io(
+            "copy-read",
+            format!("cannot read {}", entry.absolute.display()),
+            error,
+        )
     };
     let mut file = File::open(&entry.absolute).map_err(|error| unreadable(&error))?;
     let mut block = first;
@@ -110,14 +121,18 @@ fn check_file(entry: &Entry, relation_segment_blocks: u32, buffer: &mut [u8]) ->
                     check.new_pages += 1;
                     None
                 }
-                PageVerdict::Bad { stored, computed } => Some(format!("checksum {stored}, computed {computed}")),
+                PageVerdict::Bad { stored, computed } => {
+                    Some(format!("checksum {stored}, computed {computed}"))
+                }
                 PageVerdict::Malformed => Some("not a valid page".to_string()),
             };
             if let Some(wrong) = wrong {
                 check.bad_pages += 1;
                 if check.named.len() < NAMED_MAX {
                     let path = String::from_utf8_lossy(&entry.path);
-                    check.named.push(format!("{path} block {}: {wrong}", block.wrapping_sub(first)));
+                    check
+                        .named
+                        .push(format!("{path} block {}: {wrong}", block.wrapping_sub(first)));
                 }
             }
             block = block.wrapping_add(1);

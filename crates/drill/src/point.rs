@@ -1,9 +1,11 @@
-//! The point that a drill makes in production: a random nonce, a named restore point, snapshots, a marker, a second nonce
-//! and a sentinel; then the WAL is switched, archived, and asked which LSN a snapshot stands for.
+//! The point that a drill makes in production: a random nonce, a named restore point, snapshots, a marker, a
+//! second nonce and a sentinel; then the WAL is switched, archived, and asked which LSN a snapshot stands
+//! for.
 //!
-//! Invariants: production keeps nothing but pgproof's own table, which is bounded; every transaction that is held open has
-//! an end (each statement is limited, and the sessions close with the values here); the LSN comes from the WAL that the
-//! repository holds, not from the server's memory; what was rewritten while it was read leads to a new attempt.
+//! Invariants: production keeps nothing but pgproof's own table, which is bounded; every transaction that is
+//! held open has an end (each statement is limited, and the sessions close with the values here); the LSN
+//! comes from the WAL that the repository holds, not from the server's memory; what was rewritten while it
+//! was read leads to a new attempt.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,9 +14,7 @@ use std::time::{Duration, Instant};
 use cluster::{ConnectOptions, ServerFacts, Session};
 use diagnostic::{Error, Result};
 use jiff::Timestamp;
-use postgres::{
-    Lsn, SegmentIndex, SegmentIndexer, TransactionEndKind, WalFile, segment_name, tail_bytes,
-};
+use postgres::{Lsn, SegmentIndex, SegmentIndexer, TransactionEndKind, WalFile, segment_name, tail_bytes};
 use repository::ClusterRepository;
 
 use crate::facts::{BracketFacts, Excluded, ProofPoint, Side};
@@ -92,13 +92,13 @@ pub struct DatabasePoint {
 
 /// A snapshot and the session that keeps it alive.
 struct Held {
-    session: Session,
+    _session: Session,
     id: String,
     view: SnapshotView,
 }
 
-/// Makes a point, and looks at production as it was there. Errors: `point-not-made`, `not-archived`, `drill-aborted`,
-/// and those of the session and the repository.
+/// Makes a point, and looks at production as it was there. Errors: `point-not-made`, `not-archived`,
+/// `drill-aborted`, and those of the session and the repository.
 pub fn make(options: &PointOptions<'_>, key: &RowKey) -> Result<Point> {
     let attempts = options.attempts.max(1);
     let mut attempt = 1;
@@ -108,9 +108,11 @@ pub fn make(options: &PointOptions<'_>, key: &RowKey) -> Result<Point> {
             None => return Ok(point),
             Some(_) if attempt >= attempts && !point.databases.is_empty() => return Ok(point),
             Some(why) if attempt >= attempts => {
-                return Err(Error::new("point-not-made", "no snapshot of production stands for one LSN")
-                    .detail(why)
-                    .hint("Run the drill again at a quieter time, or with more snapshots."));
+                return Err(
+                    Error::new("point-not-made", "no snapshot of production stands for one LSN")
+                        .detail(why)
+                        .hint("Run the drill again at a quieter time, or with more snapshots."),
+                );
             }
             Some(why) => options.watcher.note(&format!("the point is made anew: {why}")),
         }
@@ -139,9 +141,16 @@ fn attempt_point(options: &PointOptions<'_>, key: &RowKey, attempt: u32) -> Resu
     let first_lsn = insert_lsn(&mut control)?;
     insert(&mut control, &format!("{id}_before"), &nonce_before)?;
     let after_nonce_before = insert_lsn(&mut control)?;
-    let sql = format!("SELECT pg_create_restore_point({})", Session::literal(&restore_point));
+    let sql = format!(
+        "SELECT pg_create_restore_point({})",
+        Session::literal(&restore_point)
+    );
     let restore_point_lsn = lsn(&single(&mut control, &sql)?)?;
-    let held = if options.row_proof { take_snapshots(options, &databases)? } else { BTreeMap::new() };
+    let held = if options.row_proof {
+        take_snapshots(options, &databases)?
+    } else {
+        BTreeMap::new()
+    };
     let before_nonce_after = insert_lsn(&mut control)?;
     insert(&mut control, &id, "")?;
     insert(&mut control, &format!("{id}_after"), &nonce_after)?;
@@ -168,21 +177,38 @@ fn attempt_point(options: &PointOptions<'_>, key: &RowKey, attempt: u32) -> Resu
         proofs: Vec::new(),
     };
     if !options.row_proof {
-        return Ok((Point { facts, databases: Vec::new(), unreached, switched }, None));
+        return Ok((
+            Point {
+                facts,
+                databases: Vec::new(),
+                unreached,
+                switched,
+            },
+            None,
+        ));
     }
 
     let mut again = None;
     let exact = exact_snapshots(&mut control, held, &ended, &mut facts)?;
     for name in &databases {
         if !exact.contains_key(name) {
-            again = Some(format!("no snapshot of database \"{name}\" is a prefix of the commit order"));
-            let points = Point { facts, databases: Vec::new(), unreached, switched };
+            again = Some(format!(
+                "no snapshot of database \"{name}\" is a prefix of the commit order"
+            ));
+            let points = Point {
+                facts,
+                databases: Vec::new(),
+                unreached,
+                switched,
+            };
             return Ok((points, again));
         }
     }
     let mut points = Vec::new();
     for (name, (at, held)) in exact {
-        options.watcher.note(&format!("digesting database \"{name}\" of production as of {at}"));
+        options
+            .watcher
+            .note(&format!("digesting database \"{name}\" of production as of {at}"));
         let look = Look {
             conninfo: options.conninfo,
             database: &name,
@@ -200,22 +226,42 @@ fn attempt_point(options: &PointOptions<'_>, key: &RowKey, attempt: u32) -> Resu
         let sequences_after = sequences::read(&mut session)?;
         drop(held);
         let sequences_before = before.remove(&name).unwrap_or_default();
-        points.push(DatabasePoint { database: name, lsn: at, digest, sequences_before, sequences_after });
+        points.push(DatabasePoint {
+            database: name,
+            lsn: at,
+            digest,
+            sequences_before,
+            sequences_after,
+        });
     }
     points.sort_by(|a, b| (a.lsn, &a.database).cmp(&(b.lsn, &b.database)));
-    Ok((Point { facts, databases: points, unreached, switched }, again))
+    Ok((
+        Point {
+            facts,
+            databases: points,
+            unreached,
+            switched,
+        },
+        again,
+    ))
 }
 
 /// A session that writes pgproof's own rows, durably whatever the role's settings are.
 fn connect_writing(options: &PointOptions<'_>) -> Result<Session> {
     if options.server.in_recovery {
-        return Err(Error::new("point-not-made", "a point cannot be made on a standby")
-            .hint("Give the primary's connection, or drill a point of the past with `--to`."));
+        return Err(
+            Error::new("point-not-made", "a point cannot be made on a standby")
+                .hint("Give the primary's connection, or drill a point of the past with `--to`."),
+        );
     }
-    let connect = ConnectOptions { statement_timeout: options.statement_timeout, ..ConnectOptions::default() };
+    let connect = ConnectOptions {
+        statement_timeout: options.statement_timeout,
+        ..ConnectOptions::default()
+    };
     let mut session = Session::connect_with(options.conninfo, &connect)?;
     session.execute("SET search_path = pg_catalog; SET default_transaction_read_only = off")?;
-    // "local" would answer before the WAL is flushed only if it were "off"; a synchronous standby is not waited for.
+    // "local" would answer before the WAL is flushed only if it were "off"; a synchronous standby is not
+    // waited for.
     session.execute("SET synchronous_commit = local")?;
     Ok(session)
 }
@@ -227,8 +273,9 @@ fn prepare(session: &mut Session) -> Result<()> {
         session.execute("CREATE SCHEMA IF NOT EXISTS pgproof")?;
         session.execute(
             "CREATE TABLE IF NOT EXISTS pgproof.drill_marker \
-               (id text PRIMARY KEY, nonce text NOT NULL, created_at timestamptz NOT NULL DEFAULT clock_timestamp()); \
-             COMMENT ON TABLE pgproof.drill_marker IS 'nonces and markers of recovery drills; pgproof keeps it small'",
+               (id text PRIMARY KEY, nonce text NOT NULL, created_at timestamptz NOT NULL DEFAULT \
+               clock_timestamp()); \
+             COMMENT ON TABLE pgproof.drill_marker IS 'nonces and markers of drills; pgproof keeps it small'",
         )?;
     }
     session.execute(&format!(
@@ -240,20 +287,27 @@ fn prepare(session: &mut Session) -> Result<()> {
 
 fn insert(session: &mut Session, id: &str, nonce: &str) -> Result<()> {
     let (id, nonce) = (Session::literal(id), Session::literal(nonce));
-    session.execute(&format!("INSERT INTO pgproof.drill_marker (id, nonce) VALUES ({id}, {nonce})"))?;
+    session.execute(&format!(
+        "INSERT INTO pgproof.drill_marker (id, nonce) VALUES ({id}, {nonce})"
+    ))?;
     Ok(())
 }
 
 /// `drill_YYYYMMDDHHMMSS`, with the attempt behind it when it is not the first.
 fn marker_id(now: Timestamp, attempt: u32) -> String {
     let stamp = now.strftime("%Y%m%d%H%M%S");
-    if attempt == 1 { format!("drill_{stamp}") } else { format!("drill_{stamp}_{attempt}") }
+    if attempt == 1 {
+        format!("drill_{stamp}")
+    } else {
+        format!("drill_{stamp}_{attempt}")
+    }
 }
 
 fn nonce() -> Result<String> {
     let mut bytes = [0_u8; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Error::new("no-randomness", "the system gives no random bytes").detail(error.to_string()))?;
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::new("no-randomness", "the system gives no random bytes").detail(error.to_string())
+    })?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -275,7 +329,9 @@ fn insert_lsn(session: &mut Session) -> Result<Lsn> {
 fn databases(options: &PointOptions<'_>, control: &mut Session) -> Result<(Vec<String>, Vec<Excluded>)> {
     let (mut found, mut unreached) = (Vec::new(), Vec::new());
     for row in control.rows("SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")? {
-        let Some(name) = row.into_iter().next().flatten() else { continue };
+        let Some(name) = row.into_iter().next().flatten() else {
+            continue;
+        };
         let looked = rows::connect(options.conninfo, &name, options.statement_timeout)
             .and_then(|mut session| rows::has_rows_of_users(&mut session));
         match looked {
@@ -298,7 +354,10 @@ fn take_snapshots(options: &PointOptions<'_>, databases: &[String]) -> Result<BT
     let mut sessions = Vec::new();
     for _ in 0..each {
         for name in databases {
-            sessions.push((name, rows::connect(options.conninfo, name, options.statement_timeout)?));
+            sessions.push((
+                name,
+                rows::connect(options.conninfo, name, options.statement_timeout)?,
+            ));
         }
     }
     let mut held: BTreeMap<String, Vec<Held>> = BTreeMap::new();
@@ -311,9 +370,16 @@ fn take_snapshots(options: &PointOptions<'_>, databases: &[String]) -> Result<BT
         let mut columns = row.into_iter();
         let (id, view) = (columns.next().flatten(), columns.next().flatten());
         let (Some(id), Some(view)) = (id, view.as_deref().and_then(SnapshotView::parse)) else {
-            return Err(Error::new("server-answer", "the server's answer to pg_export_snapshot() is not a snapshot"));
+            return Err(Error::new(
+                "server-answer",
+                "the server's answer to pg_export_snapshot() is not a snapshot",
+            ));
         };
-        held.entry(name.clone()).or_default().push(Held { session, id, view });
+        held.entry(name.clone()).or_default().push(Held {
+            _session: session,
+            id,
+            view,
+        });
     }
     Ok(held)
 }
@@ -333,7 +399,10 @@ fn wait_archived(options: &PointOptions<'_>, control: &mut Session, first: u64, 
     loop {
         while next <= last {
             let size = server.wal_segment_size;
-            let found = options.repository.get_segment(server.system_identifier, server.timeline, next, size)?;
+            let found =
+                options
+                    .repository
+                    .get_segment(server.system_identifier, server.timeline, next, size)?;
             if found.is_none() {
                 break;
             }
@@ -345,7 +414,9 @@ fn wait_archived(options: &PointOptions<'_>, control: &mut Session, first: u64, 
         if options.abort.load(Ordering::Relaxed) {
             return Err(aborted());
         }
-        options.watcher.advance(next - first, Some(last - first + 1), "segments");
+        options
+            .watcher
+            .advance(next - first, Some(last - first + 1), "segments");
         if start.elapsed() >= options.archive_timeout {
             return Err(not_archived(options, control, next));
         }
@@ -361,16 +432,22 @@ fn not_archived(options: &PointOptions<'_>, control: &mut Session, number: u64) 
         _ if server.archive_mode == "off" => "archive_mode is off.".to_string(),
         Ok(status) => match (status.last_failed, status.last_archived) {
             (Some(failed), _) if failed.as_str() >= name.as_str() => {
-                format!("The server's archiver fails at {failed} ({} failures).", status.failed_count)
+                format!(
+                    "The server's archiver fails at {failed} ({} failures).",
+                    status.failed_count
+                )
             }
             (_, Some(archived)) => format!("The server's archiver last archived {archived}."),
             _ => "The server's archiver has not archived anything yet.".to_string(),
         },
         Err(error) => format!("The server's archiver could not be asked ({}).", error.code()),
     };
-    Error::new("not-archived", format!("WAL segment {name} was not archived within {seconds} s"))
-        .detail(why)
-        .hint("Run `pgproof wal status`, and look at the server's log for what archive_command says.")
+    Error::new(
+        "not-archived",
+        format!("WAL segment {name} was not archived within {seconds} s"),
+    )
+    .detail(why)
+    .hint("Run `pgproof wal status`, and look at the server's log for what archive_command says.")
 }
 
 /// The ends of all transactions in these segments, read from the archived bytes themselves, seams included.
@@ -379,7 +456,10 @@ fn ended_transactions(options: &PointOptions<'_>, first: u64, last: u64) -> Resu
     let mut ended = Vec::new();
     let mut tail: Option<Vec<u8>> = None;
     for number in first..=last {
-        let name = WalFile::Segment { timeline: server.timeline, number };
+        let name = WalFile::Segment {
+            timeline: server.timeline,
+            number,
+        };
         let gone = || {
             let name = segment_name(server.timeline, number, server.wal_segment_size);
             Error::new("object-missing", format!("archived WAL segment {name} is gone"))
@@ -396,7 +476,10 @@ fn ended_transactions(options: &PointOptions<'_>, first: u64, last: u64) -> Resu
         ended.extend(index.transactions.iter().map(|end| Ended {
             lsn: end.start,
             xid: end.xid,
-            committed: matches!(end.kind, TransactionEndKind::Commit | TransactionEndKind::CommitPrepared),
+            committed: matches!(
+                end.kind,
+                TransactionEndKind::Commit | TransactionEndKind::CommitPrepared
+            ),
         }));
     }
     ended.sort_by_key(|end| end.lsn);
@@ -434,7 +517,9 @@ fn exact_snapshots(
     let mut chosen = BTreeMap::new();
     for (name, snapshots) in exact {
         let count = snapshots.len() as u32;
-        let best = snapshots.into_iter().max_by_key(|(at, _)| (shared.get(at).copied().unwrap_or(0), *at));
+        let best = snapshots
+            .into_iter()
+            .max_by_key(|(at, _)| (shared.get(at).copied().unwrap_or(0), *at));
         if let Some((at, snapshot)) = best {
             facts.proofs.push(ProofPoint {
                 database: name.clone(),
@@ -449,8 +534,8 @@ fn exact_snapshots(
     Ok(chosen)
 }
 
-/// A transaction that ran in the snapshot and has no end in the WAL at hand must not have committed: its commit record
-/// might lie before that WAL, and recovery would show what the snapshot does not see.
+/// A transaction that ran in the snapshot and has no end in the WAL at hand must not have committed: its
+/// commit record might lie before that WAL, and recovery would show what the snapshot does not see.
 fn all_resolved(control: &mut Session, view: &SnapshotView, ended: &[Ended]) -> Result<bool> {
     for xid in unresolved(view, ended) {
         let row = control.one(&format!("SELECT pg_xact_status('{xid}'::xid8)"))?;
@@ -471,6 +556,9 @@ fn changed_meanwhile(digest: &DatabaseDigest) -> Option<(&String, &String)> {
 
 impl std::fmt::Debug for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Held").field("id", &self.id).field("view", &self.view).finish_non_exhaustive()
+        f.debug_struct("Held")
+            .field("id", &self.id)
+            .field("view", &self.view)
+            .finish_non_exhaustive()
     }
 }

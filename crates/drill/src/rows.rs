@@ -1,11 +1,12 @@
-//! Row digests: the same question, asked of production under a snapshot and of a copy at the LSN of that snapshot.
+//! Row digests: the same question, asked of production under a snapshot and of a copy at the LSN of that
+//! snapshot.
 //!
-//! A table's digest is the sum over its rows of a keyed 64-bit hash of the row's text form, twice with two keys, folded
-//! with the number of rows under a third key. Invariants: sum, not xor, so that duplicates count; the text form is
-//! produced under pinned settings; the keys live in this process alone: in the server they are a setting of one
-//! session, set while its statements are not logged, and never part of a statement that hashes; a relation that was
-//! rewritten, truncated or altered after the snapshot is never compared ([`Side::CouldNotLook`]); policies raise an
-//! error instead of filtering both sides.
+//! A table's digest is the sum over its rows of a keyed 64-bit hash of the row's text form, twice with two
+//! keys, folded with the number of rows under a third key. Invariants: sum, not xor, so that duplicates
+//! count; the text form is produced under pinned settings; the keys live in this process alone: in the server
+//! they are a setting of one session, set while its statements are not logged, and never part of a statement
+//! that hashes; a relation that was rewritten, truncated or altered after the snapshot is never compared
+//! ([`Side::CouldNotLook`]); policies raise an error instead of filtering both sides.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
@@ -20,9 +21,12 @@ use crate::options::Watcher;
 use crate::server_error::sqlstate;
 
 /// What the row proof compares, for the evidence.
-pub const DEFINITION: &str = "for each table, materialised view and large-object catalog: count(*), and the sum over \
-    all rows of hashtextextended of the row's text form under two random 64-bit keys, folded by keyed BLAKE3; \
-    DateStyle, TimeZone, IntervalStyle, extra_float_digits, bytea_output, lc_monetary and search_path pinned, \
+pub const DEFINITION: &str = "for each table, materialised view and large-object catalog: count(*), and the \
+sum over \
+    all rows of hashtextextended of the row's text form under two random 64-bit keys, folded by keyed \
+    BLAKE3; \
+    DateStyle, TimeZone, IntervalStyle, extra_float_digits, bytea_output, lc_monetary and search_path \
+    pinned, \
     row_security off; the keys are thrown away with the drill";
 
 /// The keys of one drill. Never printed, never stored.
@@ -35,8 +39,9 @@ impl RowKey {
     /// Fresh random keys. Error: `no-randomness`.
     pub fn generate() -> Result<RowKey> {
         let mut bytes = [0_u8; 48];
-        getrandom::fill(&mut bytes)
-            .map_err(|error| Error::new("no-randomness", "the system gives no random bytes").detail(error.to_string()))?;
+        getrandom::fill(&mut bytes).map_err(|error| {
+            Error::new("no-randomness", "the system gives no random bytes").detail(error.to_string())
+        })?;
         let (seeds, fold) = bytes.split_at(16);
         let (first, second) = seeds.split_at(8);
         Ok(RowKey {
@@ -128,7 +133,8 @@ fn connect_limited(
 fn pin(session: &mut Session) -> Result<()> {
     session.execute(
         "SET DateStyle = 'ISO, YMD'; SET TimeZone = 'UTC'; SET IntervalStyle = 'postgres'; \
-         SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET search_path = pg_catalog; \
+         SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET search_path = \
+         pg_catalog; \
          SET quote_all_identifiers = off; SET row_security = off; SET default_transaction_read_only = on; \
          SET idle_in_transaction_session_timeout = 0; SET max_parallel_workers_per_gather = 0; SET jit = off",
     )?;
@@ -144,7 +150,8 @@ fn set_keys(session: &mut Session, key: &RowKey) -> Result<()> {
     if superuser.first().and_then(Option::as_deref) == Some("t") {
         session.execute(
             "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_duration = off; \
-             SET log_min_error_statement = 'panic'; SET log_min_duration_sample = -1; SET log_transaction_sample_rate = 0",
+             SET log_min_error_statement = 'panic'; SET log_min_duration_sample = -1; \
+             SET log_transaction_sample_rate = 0",
         )?;
     }
     session.execute(&format!(
@@ -158,7 +165,8 @@ fn text(row: &[Option<String>], column: usize) -> &str {
     row.get(column).and_then(Option::as_deref).unwrap_or_default()
 }
 
-const LIST: &str = "SELECT c.oid, n.nspname, c.relname, quote_ident(n.nspname) || '.' || quote_ident(c.relname), \
+const LIST: &str = "SELECT c.oid, n.nspname, c.relname, quote_ident(n.nspname) || '.' || \
+quote_ident(c.relname), \
     c.relkind, c.relpersistence, c.relfilenode, c.relispopulated, c.relpages, \
     (SELECT string_agg(a.attnum || ' ' || a.attname || ' ' || a.atttypid || ' ' || a.atttypmod || ' ' || \
         a.attcollation, ',' ORDER BY a.attnum) FROM pg_attribute a \
@@ -179,7 +187,10 @@ pub fn list(session: &mut Session, database: &str) -> Result<Listing> {
             _ => None,
         };
         if let Some(why) = why {
-            listing.excluded.push(Excluded { what: format!("{database}.{name}"), why: why.into() });
+            listing.excluded.push(Excluded {
+                what: format!("{database}.{name}"),
+                why: why.into(),
+            });
             continue;
         }
         listing.tables.push(Table {
@@ -196,7 +207,10 @@ pub fn list(session: &mut Session, database: &str) -> Result<Listing> {
     if text(&large, 0) != "0" {
         for (name, row) in [
             ("pg_catalog.pg_largeobject", "(pgproof_row.*)::text"),
-            ("pg_catalog.pg_largeobject_metadata", "ROW(pgproof_row.oid, pgproof_row.lomowner)::text"),
+            (
+                "pg_catalog.pg_largeobject_metadata",
+                "ROW(pgproof_row.oid, pgproof_row.lomowner)::text",
+            ),
         ] {
             listing.tables.push(Table {
                 name: name.into(),
@@ -210,7 +224,8 @@ pub fn list(session: &mut Session, database: &str) -> Result<Listing> {
         }
     }
     let enums = session.one(
-        "SELECT string_agg(enumtypid || ' ' || enumlabel, ',' ORDER BY enumtypid, enumsortorder) FROM pg_enum",
+        "SELECT string_agg(enumtypid || ' ' || enumlabel, ',' ORDER BY enumtypid, enumsortorder) FROM \
+         pg_enum",
     )?;
     listing.enums = text(&enums, 0).into();
     Ok(listing)
@@ -258,7 +273,10 @@ fn digest_table(session: &mut Session, database: &str, table: &Table, key: &RowK
         Ok(row) => {
             session.execute("RELEASE SAVEPOINT pgproof")?;
             let Ok(rows) = text(&row, 0).parse::<u64>() else {
-                return Err(Error::new("server-answer", "the server's answer to count(*) is not a number"));
+                return Err(Error::new(
+                    "server-answer",
+                    "the server's answer to count(*) is not a number",
+                ));
             };
             let digest = key.fold(database, &table.name, rows, [text(&row, 1), text(&row, 2)]);
             Ok(Side::Digest { rows, digest })
@@ -266,7 +284,9 @@ fn digest_table(session: &mut Session, database: &str, table: &Table, key: &RowK
         Err(error) => {
             let side = side_of_error(&error);
             // A lost connection ends the look; everything else ends only this table's.
-            session.execute("ROLLBACK TO SAVEPOINT pgproof").map_err(|_| error)?;
+            session
+                .execute("ROLLBACK TO SAVEPOINT pgproof")
+                .map_err(|_| error)?;
             Ok(side)
         }
     }
@@ -292,20 +312,28 @@ pub struct Look<'a> {
 
 /// A session inside the transaction that looks.
 fn begin(look: &Look<'_>, key: &RowKey) -> Result<Session> {
-    let locks = if look.snapshot.is_some() { LOCK_TIMEOUT } else { LOCK_TIMEOUT_COPY };
+    let locks = if look.snapshot.is_some() {
+        LOCK_TIMEOUT
+    } else {
+        LOCK_TIMEOUT_COPY
+    };
     let mut session = connect_limited(look.conninfo, look.database, look.statement_timeout, locks)?;
     set_keys(&mut session, key)?;
     session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
     if let Some(snapshot) = look.snapshot {
-        session.execute(&format!("SET TRANSACTION SNAPSHOT {}", Session::literal(snapshot)))?;
+        session.execute(&format!(
+            "SET TRANSACTION SNAPSHOT {}",
+            Session::literal(snapshot)
+        ))?;
     }
     Ok(session)
 }
 
-/// Digests every relation of a database that holds rows of the user's, the largest first, in several sessions.
+/// Digests every relation of a database that holds rows of the user's, the largest first, in several
+/// sessions.
 ///
-/// With a snapshot, whatever was rewritten, truncated, altered or dropped since is [`Side::CouldNotLook`]: this is asked
-/// while the looking transactions still hold their locks on every table.
+/// With a snapshot, whatever was rewritten, truncated, altered or dropped since is [`Side::CouldNotLook`]:
+/// this is asked while the looking transactions still hold their locks on every table.
 pub fn digest(look: &Look<'_>, key: &RowKey, only: Option<&[String]>) -> Result<DatabaseDigest> {
     let mut first = begin(look, key)?;
     let mut listing = list(&mut first, look.database)?;
@@ -338,10 +366,15 @@ pub fn digest(look: &Look<'_>, key: &RowKey, only: Option<&[String]>) -> Result<
         sessions.push(begin(look, key)?);
     }
     std::thread::scope(|scope| {
-        let handles: Vec<_> = sessions.iter_mut().map(|session| scope.spawn(|| work(session))).collect();
+        let handles: Vec<_> = sessions
+            .iter_mut()
+            .map(|session| scope.spawn(|| work(session)))
+            .collect();
         let mut result = work(&mut first);
         for handle in handles {
-            let other = handle.join().unwrap_or_else(|_| Err(Error::new("thread-ended", "a thread ended badly")));
+            let other = handle
+                .join()
+                .unwrap_or_else(|_| Err(Error::new("thread-ended", "a thread ended badly")));
             result = result.and(other);
         }
         result
@@ -356,7 +389,10 @@ pub fn digest(look: &Look<'_>, key: &RowKey, only: Option<&[String]>) -> Result<
     for mut session in sessions.into_iter().chain([first]) {
         session.execute("COMMIT")?;
     }
-    Ok(DatabaseDigest { tables, excluded: listing.excluded })
+    Ok(DatabaseDigest {
+        tables,
+        excluded: listing.excluded,
+    })
 }
 
 /// The error of a drill that was told to stop.
@@ -366,7 +402,11 @@ pub(crate) fn aborted() -> Error {
 
 /// Turns the digest of whatever changed its file or its columns between two listings into "could not look".
 fn mark_changed(then: &Listing, now: &Listing, tables: &mut BTreeMap<String, Side>) {
-    let by_oid: BTreeMap<&str, &Table> = now.tables.iter().map(|table| (table.oid.as_str(), table)).collect();
+    let by_oid: BTreeMap<&str, &Table> = now
+        .tables
+        .iter()
+        .map(|table| (table.oid.as_str(), table))
+        .collect();
     let enums_changed = then.enums != now.enums;
     for table in &then.tables {
         if table.oid.is_empty() {
@@ -375,7 +415,9 @@ fn mark_changed(then: &Listing, now: &Listing, tables: &mut BTreeMap<String, Sid
         let why = match by_oid.get(table.oid.as_str()) {
             None => Some("dropped meanwhile"),
             Some(other) if other.filenode != table.filenode => Some("rewritten or truncated meanwhile"),
-            Some(other) if other.shape != table.shape || other.name != table.name => Some("altered meanwhile"),
+            Some(other) if other.shape != table.shape || other.name != table.name => {
+                Some("altered meanwhile")
+            }
             Some(_) if enums_changed => Some("an enumerated type was altered meanwhile"),
             Some(_) => None,
         };
@@ -402,21 +444,36 @@ mod tests {
     }
 
     fn seen(tables: &[Table]) -> BTreeMap<String, Side> {
-        let side = || Side::Digest { rows: 1, digest: "d".into() };
+        let side = || Side::Digest {
+            rows: 1,
+            digest: "d".into(),
+        };
         tables.iter().map(|table| (table.name.clone(), side())).collect()
     }
 
     #[test]
     fn a_table_truncated_after_the_snapshot_is_not_compared() {
-        let then = vec![table("1", "100", "a"), table("2", "200", "a"), table("3", "300", "a"), table("4", "400", "a")];
+        let then = vec![
+            table("1", "100", "a"),
+            table("2", "200", "a"),
+            table("3", "300", "a"),
+            table("4", "400", "a"),
+        ];
         let mut now = then.clone();
         now[0].filenode = "101".into();
         now[1].shape = "a,b".into();
         now.remove(2);
         let mut tables = seen(&then);
-        let listing = |tables: Vec<Table>, enums: &str| Listing { tables, enums: enums.into(), ..Listing::default() };
+        let listing = |tables: Vec<Table>, enums: &str| Listing {
+            tables,
+            enums: enums.into(),
+            ..Listing::default()
+        };
         mark_changed(&listing(then.clone(), ""), &listing(now.clone(), ""), &mut tables);
-        let states: Vec<bool> = tables.values().map(|side| matches!(side, Side::CouldNotLook(_))).collect();
+        let states: Vec<bool> = tables
+            .values()
+            .map(|side| matches!(side, Side::CouldNotLook(_)))
+            .collect();
         assert_eq!(states, [true, true, true, false]);
         mark_changed(&listing(then, ""), &listing(now, "7 red"), &mut tables);
         assert!(tables.values().all(|side| matches!(side, Side::CouldNotLook(_))));
@@ -424,10 +481,16 @@ mod tests {
 
     #[test]
     fn the_keys_are_not_part_of_the_statement_that_hashes() {
-        let key = RowKey { seeds: [12_345_678_901, 10_987_654_321], fold: [7; 32] };
+        let key = RowKey {
+            seeds: [12_345_678_901, 10_987_654_321],
+            fold: [7; 32],
+        };
         let statement = statement(&table("1", "1", "a"));
         assert!(!statement.contains("12345678901") && !statement.contains("10987654321"));
-        assert_ne!(key.fold("d", "t", 1, ["2", "3"]), key.fold("d", "t", 1, ["23", ""]));
+        assert_ne!(
+            key.fold("d", "t", 1, ["2", "3"]),
+            key.fold("d", "t", 1, ["23", ""])
+        );
         assert_eq!(key.fold("d", "t", 1, ["2", "3"]).len(), 32);
     }
 }

@@ -1,7 +1,9 @@
-//! Sequences of production and of the copy. They are not transactional and log ahead, so equality cannot be asked for:
-//! the copy must only not be behind where production stood *before* the point, by the sign of the increment.
+//! Sequences of production and of the copy. They are not transactional and log ahead, so equality cannot be
+//! asked for: the copy must only not be behind where production stood *before* the point, by the sign of the
+//! increment.
 //!
-//! Invariant: a sequence that went backwards in production meanwhile (set back, restarted, cycled) is not judged.
+//! Invariant: a sequence that went backwards in production meanwhile (set back, restarted, cycled) is not
+//! judged.
 
 use std::collections::BTreeMap;
 
@@ -27,12 +29,14 @@ pub type Positions = BTreeMap<String, Result<Position, String>>;
 /// Reads the sequences of the session's database.
 pub fn read(session: &mut Session) -> Result<Positions> {
     let list = "SELECT n.nspname || '.' || c.relname, c.oid, c.relfilenode, s.seqincrement, s.seqcycle \
-        FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+        FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = \
+        c.relnamespace \
         WHERE c.relpersistence = 'p' ORDER BY 1";
     let rows = session.rows(list)?;
     // All at once where we may look at all; one by one otherwise.
     let all = session.rows(
-        "SELECT seqrelid, pg_sequence_last_value(seqrelid) FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid \
+        "SELECT seqrelid, pg_sequence_last_value(seqrelid) FROM pg_sequence s JOIN pg_class c ON c.oid = \
+         s.seqrelid \
          WHERE c.relpersistence = 'p'",
     );
     let values: Option<BTreeMap<String, Option<i64>>> = match all {
@@ -40,7 +44,10 @@ pub fn read(session: &mut Session) -> Result<Positions> {
             rows.into_iter()
                 .filter_map(|row| {
                     let oid = row.first().cloned().flatten()?;
-                    Some((oid, row.get(1).cloned().flatten().and_then(|value| value.parse().ok())))
+                    Some((
+                        oid,
+                        row.get(1).cloned().flatten().and_then(|value| value.parse().ok()),
+                    ))
                 })
                 .collect(),
         ),
@@ -51,9 +58,16 @@ pub fn read(session: &mut Session) -> Result<Positions> {
     for row in rows {
         let column = |index: usize| row.get(index).and_then(Option::as_deref).unwrap_or_default();
         let last = match &values {
-            Some(values) => values.get(column(1)).copied().ok_or_else(|| "dropped meanwhile".to_string()),
+            Some(values) => values
+                .get(column(1))
+                .copied()
+                .ok_or_else(|| "dropped meanwhile".to_string()),
             None => match session.one(&format!("SELECT pg_sequence_last_value({}::oid)", column(1))) {
-                Ok(row) => Ok(row.first().cloned().flatten().and_then(|value| value.parse().ok())),
+                Ok(row) => Ok(row
+                    .first()
+                    .cloned()
+                    .flatten()
+                    .and_then(|value| value.parse().ok())),
                 Err(error) if error.code() == "server-error" => Err(recordable(&error)),
                 Err(error) => return Err(error),
             },
@@ -70,7 +84,12 @@ pub fn read(session: &mut Session) -> Result<Positions> {
 }
 
 /// Compares one database's sequences: production before the point, production after it, and the copy.
-pub fn compare(database: &str, before: &Positions, after: &Positions, copy: &Positions) -> Vec<SequenceProof> {
+pub fn compare(
+    database: &str,
+    before: &Positions,
+    after: &Positions,
+    copy: &Positions,
+) -> Vec<SequenceProof> {
     before
         .iter()
         .map(|(name, before)| SequenceProof {
@@ -91,14 +110,19 @@ fn state(
         Err(why) => return SequenceState::CouldNotLook(why.clone()),
     };
     let bad = match copy {
-        Some(Ok(copy)) if !behind(copy.last, before.last, before.increment) => return SequenceState::NotBehind,
+        Some(Ok(copy)) if !behind(copy.last, before.last, before.increment) => {
+            return SequenceState::NotBehind;
+        }
         Some(Ok(_)) => SequenceState::Behind,
         Some(Err(why)) => return SequenceState::CouldNotLook(why.clone()),
         None => SequenceState::Absent,
     };
-    // Behind or absent: that is the copy's fault only if production itself did not go back or drop it meanwhile.
+    // Behind or absent: that is the copy's fault only if production itself did not go back or drop it
+    // meanwhile.
     match after {
-        Some(Ok(after)) if after.filenode != before.filenode => SequenceState::CouldNotLook("restarted".into()),
+        Some(Ok(after)) if after.filenode != before.filenode => {
+            SequenceState::CouldNotLook("restarted".into())
+        }
         Some(Ok(after)) if after.cycles => SequenceState::CouldNotLook("may have cycled".into()),
         Some(Ok(after)) if behind(after.last, before.last, before.increment) => {
             SequenceState::CouldNotLook("set back in production meanwhile".into())
@@ -124,15 +148,32 @@ mod tests {
     use super::*;
 
     fn at(last: i64, increment: i64) -> Result<Position, String> {
-        Ok(Position { filenode: "1".into(), increment, cycles: false, last: Some(last) })
+        Ok(Position {
+            filenode: "1".into(),
+            increment,
+            cycles: false,
+            last: Some(last),
+        })
     }
 
     #[test]
     fn a_copy_that_logged_ahead_is_not_behind_and_one_that_lost_values_is() {
-        assert_eq!(state(&at(1, 1), Some(&at(2, 1)), Some(&at(33, 1))), SequenceState::NotBehind);
-        assert_eq!(state(&at(40, 1), Some(&at(41, 1)), Some(&at(33, 1))), SequenceState::Behind);
-        assert_eq!(state(&at(-5, -1), Some(&at(-6, -1)), Some(&at(-33, -1))), SequenceState::NotBehind);
-        assert_eq!(state(&at(-5, -1), Some(&at(-6, -1)), Some(&at(-4, -1))), SequenceState::Behind);
+        assert_eq!(
+            state(&at(1, 1), Some(&at(2, 1)), Some(&at(33, 1))),
+            SequenceState::NotBehind
+        );
+        assert_eq!(
+            state(&at(40, 1), Some(&at(41, 1)), Some(&at(33, 1))),
+            SequenceState::Behind
+        );
+        assert_eq!(
+            state(&at(-5, -1), Some(&at(-6, -1)), Some(&at(-33, -1))),
+            SequenceState::NotBehind
+        );
+        assert_eq!(
+            state(&at(-5, -1), Some(&at(-6, -1)), Some(&at(-4, -1))),
+            SequenceState::Behind
+        );
         assert_eq!(state(&at(1, 1), Some(&at(1, 1)), None), SequenceState::Absent);
     }
 
@@ -142,6 +183,9 @@ mod tests {
             state(&at(40, 1), Some(&at(3, 1)), Some(&at(33, 1))),
             SequenceState::CouldNotLook(_)
         ));
-        assert!(matches!(state(&at(40, 1), None, None), SequenceState::CouldNotLook(_)));
+        assert!(matches!(
+            state(&at(40, 1), None, None),
+            SequenceState::CouldNotLook(_)
+        ));
     }
 }

@@ -1,4 +1,5 @@
-//! What a server's error says, as far as a drill may record it: the SQLSTATE, never a text that may hold a value.
+//! What a server's error says, as far as a drill may record it: the SQLSTATE, never a text that may hold a
+//! value.
 
 use diagnostic::Error;
 
@@ -15,14 +16,18 @@ pub fn recordable(error: &Error) -> String {
     }
 }
 
-/// Message and detail as they may stand in the evidence: a server's own text may quote values, so it stays out.
+/// Message and detail as they may stand in the evidence: a server's own text may quote values, so it stays
+/// out.
 pub fn texts(error: &Error) -> (String, Option<String>) {
     match error.code() {
-        "server-error" | "server-refused" | "connection-lost" if sqlstate(error).is_some() => {
-            (format!("the server answered with an error: {}", recordable(error)), None)
-        }
+        "server-error" | "server-refused" | "connection-lost" if sqlstate(error).is_some() => (
+            format!("the server answered with an error: {}", recordable(error)),
+            None,
+        ),
         // These carry the end of a server's log, which the evidence has filtered elsewhere.
-        "server-start-failed" | "server-start-timeout" | "server-stop-timeout" => (error.message().into(), None),
+        "server-start-failed" | "server-start-timeout" | "server-stop-timeout" => {
+            (error.message().into(), None)
+        }
         _ => (error.message().into(), error.detail_text().map(Into::into)),
     }
 }
@@ -33,7 +38,8 @@ mod tests {
 
     #[test]
     fn a_server_s_text_stays_out_of_the_evidence() {
-        let error = Error::new("server-error", "duplicate key \"a@b.c\"").detail("SQLSTATE 23505: Key (a@b.c) exists.");
+        let error = Error::new("server-error", "duplicate key \"a@b.c\"")
+            .detail("SQLSTATE 23505: Key (a@b.c) exists.");
         assert_eq!(sqlstate(&error), Some("23505"));
         assert_eq!(recordable(&error), "server-error (SQLSTATE 23505)");
         let (message, detail) = texts(&error);

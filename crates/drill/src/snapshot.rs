@@ -1,8 +1,9 @@
 //! Which LSN a snapshot of production stands for.
 //!
-//! A snapshot sees a set of transactions; recovery to an LSN sees the transactions whose commit record begins before it.
-//! The two are the same exactly when the snapshot's visible set is a prefix of the order of commit records, and then the
-//! LSN is the start of the first commit record that the snapshot does not see, exclusive. Pure.
+//! A snapshot sees a set of transactions; recovery to an LSN sees the transactions whose commit record begins
+//! before it. The two are the same exactly when the snapshot's visible set is a prefix of the order of commit
+//! records, and then the LSN is the start of the first commit record that the snapshot does not see,
+//! exclusive. Pure.
 
 use postgres::{Lsn, Xid};
 
@@ -59,19 +60,23 @@ pub struct Ended {
     pub committed: bool,
 }
 
-/// The LSN at which a recovery, exclusive, shows exactly what the snapshot sees; `None` if no LSN does. `ended` is in the
-/// order of WAL and reaches beyond the snapshot (the caller commits a sentinel after it).
+/// The LSN at which a recovery, exclusive, shows exactly what the snapshot sees; `None` if no LSN does.
+/// `ended` is in the order of WAL and reaches beyond the snapshot (the caller commits a sentinel after it).
 pub fn exact_lsn(view: &SnapshotView, ended: &[Ended]) -> Option<Lsn> {
     let mut commits = ended.iter().filter(|end| end.committed);
     let first_unseen = commits.by_ref().find(|end| !view.sees(end.xid))?;
     commits.all(|end| !view.sees(end.xid)).then_some(first_unseen.lsn)
 }
 
-/// Transactions that were running in the snapshot and whose end is not among `ended`: their commit record may lie before
-/// the part of WAL that was looked at, so the caller asks the server about them.
+/// Transactions that were running in the snapshot and whose end is not among `ended`: their commit record may
+/// lie before the part of WAL that was looked at, so the caller asks the server about them.
 pub fn unresolved(view: &SnapshotView, ended: &[Ended]) -> Vec<u64> {
     let known: std::collections::BTreeSet<u64> = ended.iter().map(|end| view.widen(end.xid)).collect();
-    view.running.iter().copied().filter(|xid| !known.contains(xid)).collect()
+    view.running
+        .iter()
+        .copied()
+        .filter(|xid| !known.contains(xid))
+        .collect()
 }
 
 #[cfg(test)]
@@ -79,7 +84,11 @@ mod tests {
     use super::*;
 
     fn commits(xids: &[u32]) -> Vec<Ended> {
-        let at = |(index, xid): (usize, &u32)| Ended { lsn: Lsn(1000 + index as u64 * 8), xid: Xid(*xid), committed: true };
+        let at = |(index, xid): (usize, &u32)| Ended {
+            lsn: Lsn(1000 + index as u64 * 8),
+            xid: Xid(*xid),
+            committed: true,
+        };
         xids.iter().enumerate().map(at).collect()
     }
 
@@ -87,7 +96,10 @@ mod tests {
     fn a_prefix_of_the_commit_order_has_an_lsn() {
         let view = SnapshotView::parse("100:105:100,103").expect("a snapshot");
         // 100 and 103 were running; 101, 102, 104 are seen.
-        assert_eq!(exact_lsn(&view, &commits(&[101, 104, 102, 103, 100, 106])), Some(Lsn(1024)));
+        assert_eq!(
+            exact_lsn(&view, &commits(&[101, 104, 102, 103, 100, 106])),
+            Some(Lsn(1024))
+        );
         assert_eq!(unresolved(&view, &commits(&[101, 104, 102, 103, 106])), [100]);
     }
 
@@ -95,7 +107,11 @@ mod tests {
     fn a_commit_seen_behind_one_that_is_not_seen_has_no_lsn() {
         let view = SnapshotView::parse("100:105:100,103").expect("a snapshot");
         assert_eq!(exact_lsn(&view, &commits(&[101, 103, 102, 100])), None);
-        assert_eq!(exact_lsn(&view, &commits(&[101, 102])), None, "without a later commit nothing is sure");
+        assert_eq!(
+            exact_lsn(&view, &commits(&[101, 102])),
+            None,
+            "without a later commit nothing is sure"
+        );
     }
 
     #[test]

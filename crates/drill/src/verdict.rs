@@ -1,13 +1,15 @@
 //! The verdict: a pure function of the facts, which anybody can repeat from the evidence.
 //!
-//! Invariants: only `PASS` passes; `NOT RUN` and `COULD NOT LOOK` of a required check make a drill INCONCLUSIVE;
-//! a recorded result is not believed where the facts beside it allow computing it again (row proof, recovery time
-//! and point): a contradiction is a failure of its own; a planted fault that was not noticed is a failure;
-//! isolation that is less than full takes away the plain PASSED. No clock, no I/O.
+//! Invariants: only `PASS` passes; `NOT RUN` and `COULD NOT LOOK` of a required check make a drill
+//! INCONCLUSIVE; a recorded result is not believed where the facts beside it allow computing it again (row
+//! proof, recovery time and point): a contradiction is a failure of its own; a planted fault that was not
+//! noticed is a failure; isolation that is less than full takes away the plain PASSED. No clock, no I/O.
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::{Check, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState, StopOutcome};
+use crate::facts::{
+    Check, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState, StopOutcome,
+};
 
 /// Stable codes of reasons. A code never changes its meaning.
 pub mod code {
@@ -198,10 +200,20 @@ struct Reasons(Vec<Reason>);
 
 impl Reasons {
     fn add(&mut self, weight: Weight, code: &str, check: Option<&str>, text: impl Into<String>) {
-        if check.is_some() && self.0.iter().any(|known| known.code == code && known.check.as_deref() == check) {
+        if check.is_some()
+            && self
+                .0
+                .iter()
+                .any(|known| known.code == code && known.check.as_deref() == check)
+        {
             return;
         }
-        self.0.push(Reason { code: code.into(), text: text.into(), check: check.map(Into::into), weight });
+        self.0.push(Reason {
+            code: code.into(),
+            text: text.into(),
+            check: check.map(Into::into),
+            weight,
+        });
     }
 
     fn has_failure(&self) -> bool {
@@ -230,7 +242,12 @@ fn judge_stops(facts: &Facts, reasons: &mut Reasons) {
         return;
     }
     if facts.target.stops.is_empty() {
-        reasons.add(Weight::Doubt, code::TARGET_NOT_REACHED, None, "No copy was started: no stop is recorded.");
+        reasons.add(
+            Weight::Doubt,
+            code::TARGET_NOT_REACHED,
+            None,
+            "No copy was started: no stop is recorded.",
+        );
     }
     for stop in &facts.target.stops {
         match stop.outcome {
@@ -249,21 +266,32 @@ fn judge_stops(facts: &Facts, reasons: &mut Reasons) {
 
 fn judge_checks(facts: &Facts, reasons: &mut Reasons) {
     let objectives = &facts.objectives;
-    // After an early end, what was not looked at any more follows from it: one sentence says it for all of them.
+    // After an early end, what was not looked at any more follows from it: one sentence says it for all of
+    // them.
     let early = facts.failure.is_some();
     let unseen = |result| matches!(result, CheckResult::NotRun | CheckResult::CouldNotLook);
-    let (without, made): (Vec<&Check>, Vec<&Check>) =
-        facts.checks.iter().partition(|check| early && unseen(check.result));
+    let (without, made): (Vec<&Check>, Vec<&Check>) = facts
+        .checks
+        .iter()
+        .partition(|check| early && unseen(check.result));
     if !without.is_empty() {
         let ids: Vec<String> = without.iter().map(|check| check.id.clone()).collect();
-        let text = format!("The drill ended early; these checks have no result: {}.", listed(&ids));
+        let text = format!(
+            "The drill ended early; these checks have no result: {}.",
+            listed(&ids)
+        );
         reasons.add(Weight::Observation, code::CHECK_NOT_RUN, None, text);
     }
     for check in made {
         let required = objectives.required_checks.contains(&check.id);
         let requested = required || objectives.requested_checks.contains(&check.id);
         let given = check.reason.as_deref();
-        let text = format!("{}: expected {}; {}.", check.id, check.expected, check.actual.trim_end_matches('.'));
+        let text = format!(
+            "{}: expected {}; {}.",
+            check.id,
+            check.expected,
+            check.actual.trim_end_matches('.')
+        );
         let id = Some(check.id.as_str());
         match check.result {
             CheckResult::Pass => {}
@@ -272,58 +300,113 @@ fn judge_checks(facts: &Facts, reasons: &mut Reasons) {
             }
             CheckResult::Fail => reasons.add(Weight::Failure, given.unwrap_or(code::CHECK_FAILED), id, text),
             CheckResult::NotRun => {
-                let weight = if required { Weight::Doubt } else { Weight::Observation };
+                let weight = if required {
+                    Weight::Doubt
+                } else {
+                    Weight::Observation
+                };
                 reasons.add(weight, given.unwrap_or(code::CHECK_NOT_RUN), id, text);
             }
             CheckResult::CouldNotLook => {
-                let weight = if requested { Weight::Doubt } else { Weight::Observation };
+                let weight = if requested {
+                    Weight::Doubt
+                } else {
+                    Weight::Observation
+                };
                 reasons.add(weight, given.unwrap_or(code::COULD_NOT_LOOK), id, text);
             }
         }
     }
-    for id in objectives.required_checks.iter().chain(&objectives.requested_checks) {
+    for id in objectives
+        .required_checks
+        .iter()
+        .chain(&objectives.requested_checks)
+    {
         if facts.check(id).is_none() && !early {
             let required = objectives.required_checks.contains(id);
-            let weight = if required { Weight::Doubt } else { Weight::Observation };
-            reasons.add(weight, code::CHECK_NOT_RUN, Some(id), format!("{id}: no result is recorded."));
+            let weight = if required {
+                Weight::Doubt
+            } else {
+                Weight::Observation
+            };
+            reasons.add(
+                weight,
+                code::CHECK_NOT_RUN,
+                Some(id),
+                format!("{id}: no result is recorded."),
+            );
         }
     }
 }
 
 /// Computes the row proof's result again from the digests.
 fn judge_rows_again(facts: &Facts, reasons: &mut Reasons) {
-    let passed = |id: &str| facts.check(id).is_some_and(|check| check.result == CheckResult::Pass);
+    let passed = |id: &str| {
+        facts
+            .check(id)
+            .is_some_and(|check| check.result == CheckResult::Pass)
+    };
     let proof = facts.row_proof.as_ref();
     let rows = proof.is_some_and(|proof| {
-        !proof.tables.is_empty() && proof.tables.iter().all(|table| table.result() == CheckResult::Pass)
+        !proof.tables.is_empty()
+            && proof
+                .tables
+                .iter()
+                .all(|table| table.result() == CheckResult::Pass)
     });
     if passed("row-proof") && !rows {
         let text = "The row proof is recorded as PASS, but the recorded digests do not show it.";
-        reasons.add(Weight::Failure, code::EVIDENCE_CONTRADICTS, Some("row-proof"), text);
+        reasons.add(
+            Weight::Failure,
+            code::EVIDENCE_CONTRADICTS,
+            Some("row-proof"),
+            text,
+        );
     }
-    let sequences = proof
-        .is_some_and(|proof| proof.sequences.iter().all(|sequence| sequence.state == SequenceState::NotBehind));
+    let sequences = proof.is_some_and(|proof| {
+        proof
+            .sequences
+            .iter()
+            .all(|sequence| sequence.state == SequenceState::NotBehind)
+    });
     if passed("sequences") && !sequences {
         let text = "The sequences are recorded as PASS, but not all of them are recorded as not behind.";
-        reasons.add(Weight::Failure, code::EVIDENCE_CONTRADICTS, Some("sequences"), text);
+        reasons.add(
+            Weight::Failure,
+            code::EVIDENCE_CONTRADICTS,
+            Some("sequences"),
+            text,
+        );
     }
 }
 
 /// Computes the objectives' results again from the measurements.
 fn judge_objectives_again(facts: &Facts, reasons: &mut Reasons) {
-    let passed = |id: &str| facts.check(id).is_some_and(|check| check.result == CheckResult::Pass);
+    let passed = |id: &str| {
+        facts
+            .check(id)
+            .is_some_and(|check| check.result == CheckResult::Pass)
+    };
     if let Some(objective) = facts.objectives.rto_seconds
         && passed("rto")
-        && facts.rto.as_ref().is_none_or(|rto| rto.total_seconds() > objective)
+        && facts
+            .rto
+            .as_ref()
+            .is_none_or(|rto| rto.total_seconds() > objective)
     {
-        let text = "The recovery time is recorded as PASS, but the measurement is missing or exceeds the objective.";
+        let text =
+            "The recovery time is recorded as PASS, but the measurement is missing or exceeds the objective.";
         reasons.add(Weight::Failure, code::EVIDENCE_CONTRADICTS, Some("rto"), text);
     }
     if let Some(objective) = facts.objectives.rpo_seconds
         && passed("rpo")
-        && !facts.rpo.as_ref().is_some_and(|rpo| rpo.exact && rpo.seconds.is_some_and(|it| it <= objective as f64))
+        && !facts
+            .rpo
+            .as_ref()
+            .is_some_and(|rpo| rpo.exact && rpo.seconds.is_some_and(|it| it <= objective as f64))
     {
-        let text = "The recovery point is recorded as PASS, but the measurement is missing or exceeds the objective.";
+        let text = "The recovery point is recorded as PASS, but the measurement is missing or exceeds the \
+        objective.";
         reasons.add(Weight::Failure, code::EVIDENCE_CONTRADICTS, Some("rpo"), text);
     }
 }
@@ -340,22 +423,55 @@ fn judge_quarantine(facts: &Facts, reasons: &mut Reasons) {
         .layers
         .iter()
         .filter(|layer| !layer.applied)
-        .map(|layer| format!("{} ({})", layer.name, layer.reason.as_deref().unwrap_or("no reason recorded")))
+        .map(|layer| {
+            format!(
+                "{} ({})",
+                layer.name,
+                layer.reason.as_deref().unwrap_or("no reason recorded")
+            )
+        })
         .collect();
     let none = quarantine.layers.iter().all(|layer| !layer.applied);
     if quarantine.level == QuarantineLevel::ConfigurationOnly || none {
-        let text = format!("The copy was isolated by configuration only; not applied: {}.", listed(&missing));
-        reasons.add(Weight::Observation, code::QUARANTINE_CONFIGURATION_ONLY, Some("quarantine"), text);
+        let text = format!(
+            "The copy was isolated by configuration only; not applied: {}.",
+            listed(&missing)
+        );
+        reasons.add(
+            Weight::Observation,
+            code::QUARANTINE_CONFIGURATION_ONLY,
+            Some("quarantine"),
+            text,
+        );
     } else if quarantine.level == QuarantineLevel::Partial || !missing.is_empty() {
-        let text = format!("The copy was not isolated by every layer; not applied: {}.", listed(&missing));
-        reasons.add(Weight::Observation, code::QUARANTINE_PARTIAL, Some("quarantine"), text);
+        let text = format!(
+            "The copy was not isolated by every layer; not applied: {}.",
+            listed(&missing)
+        );
+        reasons.add(
+            Weight::Observation,
+            code::QUARANTINE_PARTIAL,
+            Some("quarantine"),
+            text,
+        );
     }
-    let breached: Vec<String> =
-        quarantine.probes.iter().filter(|probe| probe.result == ProbeResult::Breached).map(|probe| probe.name.clone()).collect();
+    let breached: Vec<String> = quarantine
+        .probes
+        .iter()
+        .filter(|probe| probe.result == ProbeResult::Breached)
+        .map(|probe| probe.name.clone())
+        .collect();
     if !breached.is_empty() {
         // With every layer in place an attempt that succeeds means that a layer does not do what it says.
-        let weight = if missing.is_empty() && !none { Weight::Failure } else { Weight::Observation };
-        let text = format!("From inside the copy these attempts were not held off: {}.", listed(&breached));
+        let weight = if missing.is_empty() && !none {
+            Weight::Failure
+        } else {
+            Weight::Observation
+        };
+        let text = format!(
+            "From inside the copy these attempts were not held off: {}.",
+            listed(&breached)
+        );
         reasons.add(weight, code::QUARANTINE_BREACHED, Some("quarantine"), text);
     }
 }
@@ -369,12 +485,19 @@ fn judge_teardown(facts: &Facts, reasons: &mut Reasons) {
 }
 
 fn judge_planted_faults(facts: &Facts, reasons: &mut Reasons) {
-    if !facts.planted_faults.is_empty() && !reasons.has_failure() {
-        let text = format!("A planted fault was not noticed: {}.", listed(&facts.planted_faults));
+    if !facts.planted_faults.is_empty() && facts.failure.is_none() && !reasons.has_failure() {
+        let text = format!(
+            "A planted fault was not noticed: {}.",
+            listed(&facts.planted_faults)
+        );
         reasons.add(Weight::Failure, code::FAULT_NOT_NOTICED, None, text);
     }
 }
 
 fn listed(items: &[String]) -> String {
-    if items.is_empty() { "nothing recorded".into() } else { items.join(", ") }
+    if items.is_empty() {
+        "nothing recorded".into()
+    } else {
+        items.join(", ")
+    }
 }

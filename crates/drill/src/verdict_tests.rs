@@ -19,11 +19,18 @@ fn check(id: &str, result: CheckResult, reason: Option<&str>) -> Check {
 }
 
 fn layer(name: &str) -> Layer {
-    Layer { name: name.into(), applied: true, reason: None }
+    Layer {
+        name: name.into(),
+        applied: true,
+        reason: None,
+    }
 }
 
 fn digest(rows: u64, digest: &str) -> Side {
-    Side::Digest { rows, digest: digest.into() }
+    Side::Digest {
+        rows,
+        digest: digest.into(),
+    }
 }
 
 /// Facts of a drill in which everything is as it should be.
@@ -41,7 +48,10 @@ fn good() -> Facts {
             host: None,
             next_due: None,
         },
-        scope: Scope { cluster: "main".into(), ..Scope::default() },
+        scope: Scope {
+            cluster: "main".into(),
+            ..Scope::default()
+        },
         objectives: Objectives {
             rto_seconds: Some(90 * 60),
             rto_warning_seconds: Some(60 * 60),
@@ -67,8 +77,17 @@ fn good() -> Facts {
             }],
         },
         steps: vec![],
-        rto: Some(Rto { total_ms: 20_000, ..Rto::default() }),
-        rpo: Some(Rpo { seconds: Some(1.5), bytes: 10, commits: 3, exact: true, method: "WAL".into() }),
+        rto: Some(Rto {
+            total_ms: 20_000,
+            ..Rto::default()
+        }),
+        rpo: Some(Rpo {
+            seconds: Some(1.5),
+            bytes: 10,
+            commits: 3,
+            exact: true,
+            method: "WAL".into(),
+        }),
         bracket: None,
         row_proof: Some(RowProof {
             definition: "sum".into(),
@@ -80,11 +99,23 @@ fn good() -> Facts {
             }],
             sequences: vec![],
         }),
-        checks: ["target", "bracket", "row-proof", "page-checksums", "amcheck", "rto", "rpo"]
-            .map(|id| check(id, CheckResult::Pass, None))
-            .into(),
+        checks: [
+            "target",
+            "bracket",
+            "row-proof",
+            "page-checksums",
+            "amcheck",
+            "rto",
+            "rpo",
+        ]
+        .map(|id| check(id, CheckResult::Pass, None))
+        .into(),
         quarantine: Some(QuarantineFacts {
-            layers: vec![layer("landlock"), layer("mount-namespace"), layer("network-namespace")],
+            layers: vec![
+                layer("landlock"),
+                layer("mount-namespace"),
+                layer("network-namespace"),
+            ],
             probes: vec![],
             neutralised: vec![],
             level: QuarantineLevel::Full,
@@ -114,13 +145,23 @@ fn set(facts: &mut Facts, id: &str, result: CheckResult, reason: Option<&str>) {
 }
 
 fn codes(verdict: &Verdict) -> Vec<&str> {
-    verdict.reasons.iter().map(|reason| reason.code.as_str()).collect()
+    verdict
+        .reasons
+        .iter()
+        .map(|reason| reason.code.as_str())
+        .collect()
 }
 
 #[test]
 fn everything_seen_and_good_is_passed_without_reasons() {
     let verdict = judge(&good());
-    assert_eq!(verdict, Verdict { status: Status::Passed, reasons: vec![] });
+    assert_eq!(
+        verdict,
+        Verdict {
+            status: Status::Passed,
+            reasons: vec![]
+        }
+    );
 }
 
 #[test]
@@ -134,7 +175,11 @@ fn not_run_and_could_not_look_of_a_required_check_never_pass() {
     }
     let mut facts = good();
     facts.checks.retain(|check| check.id != "row-proof");
-    assert_eq!(judge(&facts).status, Status::Inconclusive, "a required check that is not even recorded");
+    assert_eq!(
+        judge(&facts).status,
+        Status::Inconclusive,
+        "a required check that is not even recorded"
+    );
 }
 
 #[test]
@@ -169,7 +214,10 @@ fn a_warning_is_an_observation() {
     let mut facts = good();
     set(&mut facts, "rto", CheckResult::Warn, Some(code::RTO_AT_RISK));
     let verdict = judge(&facts);
-    assert_eq!((verdict.status, codes(&verdict)), (Status::PassedWithObservations, vec![code::RTO_AT_RISK]));
+    assert_eq!(
+        (verdict.status, codes(&verdict)),
+        (Status::PassedWithObservations, vec![code::RTO_AT_RISK])
+    );
 }
 
 #[test]
@@ -197,10 +245,18 @@ fn an_early_end_is_judged_by_what_it_says() {
 fn a_failure_outweighs_a_doubt_and_leads_the_reasons() {
     let mut facts = good();
     set(&mut facts, "row-proof", CheckResult::CouldNotLook, None);
-    set(&mut facts, "page-checksums", CheckResult::Fail, Some(code::PAGE_CHECKSUMS_BAD));
+    set(
+        &mut facts,
+        "page-checksums",
+        CheckResult::Fail,
+        Some(code::PAGE_CHECKSUMS_BAD),
+    );
     let verdict = judge(&facts);
     assert_eq!(verdict.status, Status::Failed);
-    assert_eq!(verdict.reasons.first().map(|reason| reason.weight), Some(Weight::Failure));
+    assert_eq!(
+        verdict.reasons.first().map(|reason| reason.weight),
+        Some(Weight::Failure)
+    );
 }
 
 #[test]
@@ -210,11 +266,17 @@ fn a_recorded_pass_is_computed_again_from_the_digests() {
         proof.tables[0].copy = digest(7, "bb");
     }
     let verdict = judge(&facts);
-    assert_eq!((verdict.status, codes(&verdict)), (Status::Failed, vec![code::EVIDENCE_CONTRADICTS]));
+    assert_eq!(
+        (verdict.status, codes(&verdict)),
+        (Status::Failed, vec![code::EVIDENCE_CONTRADICTS])
+    );
     facts.row_proof = None;
     assert_eq!(judge(&facts).status, Status::Failed, "a PASS without any digest");
     let mut facts = good();
-    facts.rto = Some(Rto { total_ms: 90 * 60 * 1000 + 1, ..Rto::default() });
+    facts.rto = Some(Rto {
+        total_ms: 90 * 60 * 1000 + 1,
+        ..Rto::default()
+    });
     assert_eq!(judge(&facts).status, Status::Failed);
     let mut facts = good();
     facts.rpo = None;
@@ -229,7 +291,10 @@ fn isolation_that_is_less_than_full_takes_away_the_plain_pass() {
         quarantine.layers[0].applied = false;
     }
     let verdict = judge(&facts);
-    assert_eq!((verdict.status, codes(&verdict)), (Status::PassedWithObservations, vec![code::QUARANTINE_PARTIAL]));
+    assert_eq!(
+        (verdict.status, codes(&verdict)),
+        (Status::PassedWithObservations, vec![code::QUARANTINE_PARTIAL])
+    );
     if let Some(quarantine) = &mut facts.quarantine {
         quarantine.layers.clear();
         quarantine.level = QuarantineLevel::ConfigurationOnly;
@@ -251,7 +316,10 @@ fn a_probe_that_gets_through_full_isolation_fails_the_drill() {
         });
     }
     let verdict = judge(&facts);
-    assert_eq!((verdict.status, codes(&verdict)), (Status::Failed, vec![code::QUARANTINE_BREACHED]));
+    assert_eq!(
+        (verdict.status, codes(&verdict)),
+        (Status::Failed, vec![code::QUARANTINE_BREACHED])
+    );
 }
 
 #[test]
@@ -259,7 +327,12 @@ fn a_planted_fault_that_nobody_noticed_fails_the_drill() {
     let mut facts = good();
     facts.planted_faults.push("row-changed-in-copy".into());
     assert_eq!(codes(&judge(&facts)), [code::FAULT_NOT_NOTICED]);
-    set(&mut facts, "row-proof", CheckResult::Fail, Some(code::ROWS_DIFFER));
+    set(
+        &mut facts,
+        "row-proof",
+        CheckResult::Fail,
+        Some(code::ROWS_DIFFER),
+    );
     assert_eq!(codes(&judge(&facts)), [code::ROWS_DIFFER]);
 }
 
@@ -276,16 +349,32 @@ fn without_a_stop_there_is_no_pass() {
 #[test]
 fn two_absences_and_failed_looks_are_never_equal() {
     let proof = |production: Side, copy: Side| {
-        TableProof { database: "d".into(), table: "t".into(), production, copy }.result()
+        TableProof {
+            database: "d".into(),
+            table: "t".into(),
+            production,
+            copy,
+        }
+        .result()
     };
     let lost = || Side::CouldNotLook("lock".into());
     assert_eq!(proof(lost(), lost()), CheckResult::CouldNotLook);
     assert_eq!(proof(Side::Absent, Side::Absent), CheckResult::CouldNotLook);
-    assert_eq!(proof(Side::Unreadable("XX001".into()), Side::Unreadable("XX001".into())), CheckResult::CouldNotLook);
+    assert_eq!(
+        proof(Side::Unreadable("XX001".into()), Side::Unreadable("XX001".into())),
+        CheckResult::CouldNotLook
+    );
     assert_eq!(proof(digest(1, "a"), Side::Absent), CheckResult::Fail);
     assert_eq!(proof(Side::Absent, digest(1, "a")), CheckResult::Fail);
-    assert_eq!(proof(digest(1, "a"), Side::Unreadable("XX001".into())), CheckResult::Fail);
-    assert_eq!(proof(digest(1, "a"), digest(2, "a")), CheckResult::Fail, "equal sums of another number of rows");
+    assert_eq!(
+        proof(digest(1, "a"), Side::Unreadable("XX001".into())),
+        CheckResult::Fail
+    );
+    assert_eq!(
+        proof(digest(1, "a"), digest(2, "a")),
+        CheckResult::Fail,
+        "equal sums of another number of rows"
+    );
     assert_eq!(proof(digest(1, "a"), digest(1, "a")), CheckResult::Pass);
 }
 

@@ -1,8 +1,9 @@
 //! The archive as a whole: which segments are there, where WAL is unbroken, and reading indexes in order.
 //!
-//! Invariants: only runs of segment numbers are kept, never a value for each segment; a scan follows one way through
-//! the timelines, uses for each segment the file that PostgreSQL would use, and ends where unbroken WAL ends, saying
-//! why; no record behind the point where a timeline is left is ever reported from that timeline.
+//! Invariants: only runs of segment numbers are kept, never a value for each segment; a scan follows one way
+//! through the timelines, uses for each segment the file that PostgreSQL would use, and ends where unbroken
+//! WAL ends, saying why; no record behind the point where a timeline is left is ever reported from that
+//! timeline.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::point::{CommitPoint, committed};
 use crate::seam;
-use crate::source::{RepositorySource, WalSource};
+use crate::source::{Layered, RepositorySource, WalSource};
 use crate::timelines::{Standing, Timelines, UnreachableHistory, WalPath};
 
 /// Indexes read at once.
@@ -104,6 +105,17 @@ pub(crate) enum ScanEnd {
     },
 }
 
+/// Consecutive segments of the way, all of them files of one timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stretch {
+    timeline: TimelineId,
+    first: u64,
+    last: u64,
+    /// The way leaves the timeline in the last segment, and the file of that segment of this newer timeline
+    /// is missing.
+    cut: Option<TimelineId>,
+}
+
 /// Archived WAL of one system identifier.
 #[derive(Clone)]
 pub struct Archive {
@@ -116,8 +128,9 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Looks at what the copies hold of one system identifier. `wal_segment_size` in bytes, from a backup or the control
-    /// file. A copy that cannot be read is left out unless it is the only one; see [`RepositorySource::unavailable`].
+    /// Looks at what the copies hold of one system identifier. `wal_segment_size` in bytes, from a backup or
+    /// the control file. A copy that cannot be read is left out unless it is the only one; see
+    /// [`RepositorySource::unavailable`].
     pub fn load(
         copies: &[ClusterRepository],
         system: SystemIdentifier,
@@ -156,6 +169,34 @@ impl Archive {
             timelines,
             claimed,
         })
+    }
+
+    /// The same archive with further WAL behind its end: what a server has written and not archived yet. On each
+    /// timeline only segments behind the last archived one count; a gap in the archive stays one, since recovery asks
+    /// the archive first.
+    pub fn extended(&self, further: Arc<dyn WalSource>) -> Result<Archive> {
+        let mut extended = self.clone();
+        for timeline in further.timelines()? {
+            let last = self.runs(timeline).last().map(|run| run.last);
+            let behind: Vec<u64> = further
+                .segments(timeline)?
+                .into_iter()
+                .filter(|number| last.is_none_or(|last| *number > last))
+                .collect();
+            let mut numbers = extended.runs.remove(&timeline).unwrap_or_default();
+            for run in runs_of(behind) {
+                match numbers.last_mut() {
+                    Some(before) if before.last.checked_add(1) == Some(run.first) => before.last = run.last,
+                    _ => numbers.push(run),
+                }
+            }
+            extended.runs.insert(timeline, numbers);
+        }
+        extended.source = Arc::new(Layered {
+            first: self.source.clone(),
+            second: further,
+        });
+        Ok(extended)
     }
 
     /// Whose WAL it is.
@@ -220,11 +261,17 @@ impl Archive {
     pub fn gaps_on(&self, path: &WalPath, from: Lsn) -> Vec<Gap> {
         let mut gaps = Vec::new();
         let mut number = from.segment(self.segment_size);
-        while let Some((timeline, run)) = self.next_run(path, number) {
-            if run.first > number {
-                gaps.push(self.gap(timeline, number, run.first - 1));
+        while let Some(stretch) = self.next_stretch(path, number) {
+            if stretch.first > number {
+                gaps.push(self.gap(stretch.timeline, number, stretch.first - 1));
             }
-            number = self.run_end_on(path, timeline, run) + 1;
+            number = stretch.last + 1;
+            if let Some(newer) = stretch.cut
+                && let Some(next) = self.next_stretch(path, number)
+            {
+                gaps.push(self.gap(newer, stretch.last, next.first - 1));
+                number = next.first;
+            }
         }
         gaps
     }
@@ -247,55 +294,77 @@ impl Archive {
             .find(|timeline| self.has(*timeline, number))
     }
 
-    /// The first run on the way that ends at or behind `number`, cut to begin there.
-    fn next_run(&self, path: &WalPath, number: u64) -> Option<(TimelineId, SegmentRun)> {
-        if let Some(timeline) = self.locate(path, number) {
-            let run = run_at(self.runs(timeline), number)?;
-            return Some((
-                timeline,
-                SegmentRun {
-                    first: number,
-                    last: run.last,
-                },
-            ));
-        }
-        let mut best: Option<(TimelineId, SegmentRun)> = None;
-        for leg in &path.legs {
-            let begin = leg.from.segment(self.segment_size).max(number);
-            let end = leg.to.map_or(u64::MAX, |to| to.segment(self.segment_size));
-            for run in self.runs(leg.timeline) {
-                let first = run.first.max(begin);
-                let last = run.last.min(end);
-                if first <= last && best.is_none_or(|(_, other)| first < other.first) {
-                    best = Some((leg.timeline, SegmentRun { first, last }));
-                }
+    /// Where the way leaves this timeline, if that is within this file: what it holds behind that is not on
+    /// the way, and recovery would not stop there by itself.
+    fn cut(&self, path: &WalPath, timeline: TimelineId, number: u64) -> Option<Lsn> {
+        path.switch_out_of(timeline)
+            .filter(|switch| switch.segment(self.segment_size) <= number)
+    }
+
+    /// The first archived segments on the way at or behind `number` that are consecutive files of one
+    /// timeline.
+    fn next_stretch(&self, path: &WalPath, number: u64) -> Option<Stretch> {
+        let Some(timeline) = self.locate(path, number) else {
+            let mut first: Option<u64> = None;
+            for leg in &path.legs {
+                let begin = leg.from.segment(self.segment_size).max(number);
+                let end = leg.to.map_or(u64::MAX, |to| to.segment(self.segment_size));
+                let runs = self.runs(leg.timeline).iter();
+                let found = runs
+                    .map(|run| (run.first.max(begin), run.last.min(end)))
+                    .find(|(first, last)| first <= last);
+                first = [first, found.map(|(first, _)| first)].into_iter().flatten().min();
             }
+            // Somebody has that segment, so this goes one level deep.
+            return first
+                .filter(|first| *first > number)
+                .and_then(|first| self.next_stretch(path, first));
+        };
+        let run = run_at(self.runs(timeline), number)?;
+        let leg = path.legs.iter().position(|leg| leg.timeline == timeline)?;
+        let fork = path
+            .legs
+            .get(leg)
+            .and_then(|leg| leg.to)
+            .map(|to| to.segment(self.segment_size));
+        let newer = path.legs.get(leg + 1).map(|leg| leg.timeline);
+        let stretch = |last, cut| {
+            Some(Stretch {
+                timeline,
+                first: number,
+                last,
+                cut,
+            })
+        };
+        match fork {
+            Some(fork) if run.last >= fork => match self.locate(path, fork) {
+                // The segment of the fork belongs to the newer timeline, if it is there.
+                Some(located) if located != timeline => stretch(fork.saturating_sub(1).max(number), None),
+                _ => stretch(fork, newer),
+            },
+            _ => stretch(run.last, None),
         }
-        best
     }
 
-    /// The last segment of `run` that still lies on the way as this timeline's.
-    fn run_end_on(&self, path: &WalPath, timeline: TimelineId, run: SegmentRun) -> u64 {
-        let end = path
-            .switch_out_of(timeline)
-            .map_or(u64::MAX, |to| to.segment(self.segment_size));
-        run.last.min(end).max(run.first)
-    }
-
-    /// The last segment that is unbroken from `from` on, if that one is there.
+    /// The last segment that is unbroken from `from` on, if that one is there. Where the way leaves a
+    /// timeline, the newer timeline's own file of that segment is needed to go on.
     pub fn unbroken_to(&self, path: &WalPath, from: u64) -> Option<u64> {
         let mut number = from;
         self.locate(path, number)?;
-        while let Some((timeline, run)) = self.next_run(path, number) {
-            if run.first > number {
+        while let Some(stretch) = self
+            .next_stretch(path, number)
+            .filter(|stretch| stretch.first == number)
+        {
+            number = stretch.last + 1;
+            if stretch.cut.is_some() {
                 break;
             }
-            number = self.run_end_on(path, timeline, run) + 1;
         }
         Some(number - 1)
     }
 
-    /// Where the WAL that is unbroken from `from` on ends, with its newest commit (searched no further back than `from`).
+    /// Where the WAL that is unbroken from `from` on ends, with its newest commit (searched no further back
+    /// than `from`).
     pub fn end_on(&self, path: &WalPath, from: Lsn) -> Result<Option<ArchiveEnd>> {
         let first = from.segment(self.segment_size);
         let Some(last) = self.unbroken_to(path, first) else {
@@ -343,7 +412,8 @@ impl Archive {
         Ok(end)
     }
 
-    /// Histories that leave a timeline before its archived end (field guide 1.6). `backed_up`: timelines of backups.
+    /// Histories that leave a timeline before its archived end (field guide 1.6). `backed_up`: timelines of
+    /// backups.
     pub fn unreachable_histories(&self, backed_up: &BTreeSet<TimelineId>) -> Result<Vec<UnreachableHistory>> {
         let mut ends = BTreeMap::new();
         for timeline in self.archived_timelines() {
@@ -381,8 +451,7 @@ impl Archive {
             return Ok(None);
         };
         let index = seam::resolved(self.source.as_ref(), index, &|number| self.locate(path, number));
-        let switch = path.switch_out_of(timeline);
-        let cut = switch.filter(|switch| switch.segment(self.segment_size) <= number);
+        let cut = self.cut(path, timeline, number);
         Ok(Some(Located {
             timeline,
             number,
@@ -391,8 +460,8 @@ impl Archive {
         }))
     }
 
-    /// Gives the indexes of the way to `take`, in order, from the segment that holds `from` up to the one that holds
-    /// `until`, or as far as WAL is unbroken.
+    /// Gives the indexes of the way to `take`, in order, from the segment that holds `from` up to the one
+    /// that holds `until`, or as far as WAL is unbroken.
     pub(crate) fn scan(
         &self,
         path: &WalPath,
@@ -403,11 +472,11 @@ impl Archive {
         let first = from.segment(self.segment_size);
         let until = until.map_or(u64::MAX, |until| until.segment(self.segment_size));
         let Some(unbroken) = self.unbroken_to(path, first) else {
-            return Ok(match self.next_run(path, first) {
-                Some((_, run)) => ScanEnd::Gap {
+            return Ok(match self.next_stretch(path, first) {
+                Some(next) => ScanEnd::Gap {
                     timeline: path.timeline_at(from),
                     first_missing: first,
-                    last_missing: run.first - 1,
+                    last_missing: next.first - 1,
                     lsn: from,
                 },
                 None => ScanEnd::Nothing,
@@ -451,7 +520,7 @@ impl Archive {
                 if let Some((at, reason)) = broken
                     && located.cut.is_none_or(|cut| at < cut)
                 {
-                    let more = number < unbroken || self.next_run(path, number + 1).is_some();
+                    let more = number < unbroken || self.next_stretch(path, number + 1).is_some();
                     return Ok(if more {
                         ScanEnd::Damaged {
                             timeline,
@@ -477,16 +546,33 @@ impl Archive {
             number = batch_last + 1;
         }
         if last == unbroken
-            && let ScanEnd::End { lsn, .. } = end
-            && let Some((timeline, run)) = self.next_run(path, last + 1)
-        {
-            let first_missing = last + 1;
-            return Ok(ScanEnd::Gap {
-                timeline,
-                first_missing,
-                last_missing: run.first - 1,
+            && let ScanEnd::End {
                 lsn,
-            });
+                timeline,
+                number,
+            } = end
+        {
+            let next = self.next_stretch(path, last + 1);
+            if self.cut(path, timeline, number).is_some() {
+                // Recovery would go on along the timeline that was left: the newer one's file is missing.
+                let newer = path.timeline_at(lsn);
+                let last_missing = next.map_or(number, |next| next.first - 1);
+                return Ok(ScanEnd::Gap {
+                    timeline: newer,
+                    first_missing: number,
+                    last_missing,
+                    lsn,
+                });
+            }
+            if let Some(next) = next {
+                let (timeline, first_missing, last_missing) = (next.timeline, last + 1, next.first - 1);
+                return Ok(ScanEnd::Gap {
+                    timeline,
+                    first_missing,
+                    last_missing,
+                    lsn,
+                });
+            }
         }
         Ok(end)
     }
@@ -642,6 +728,67 @@ mod tests {
         let path = archive.timelines().path_to(TimelineId(2), None).unwrap();
         let end = archive.end_on(&path, Lsn(0x300_0000)).unwrap().unwrap();
         assert_eq!((end.lsn, end.last_commit), (Lsn(0x480_0000), None));
+    }
+
+    #[test]
+    fn without_the_new_timelines_file_of_the_fork_recovery_would_follow_the_old_one_so_that_is_a_gap() {
+        for more in [None, Some(segment(2, 5))] {
+            let archive = archive(
+                [segment(1, 3), segment(1, 4), segment(1, 5)]
+                    .into_iter()
+                    .chain(more),
+                [(2, 1, 0x480_0000)],
+            );
+            let path = archive.timelines().path_to(TimelineId(2), None).unwrap();
+            assert_eq!(archive.unbroken_to(&path, 3), Some(4));
+            let end = archive
+                .scan(&path, Lsn(0x300_0000), None, |_| Ok(ControlFlow::Continue(())))
+                .unwrap();
+            let gap = ScanEnd::Gap {
+                timeline: TimelineId(2),
+                first_missing: 4,
+                last_missing: 4,
+                lsn: Lsn(0x480_0000),
+            };
+            assert_eq!(end, gap);
+        }
+    }
+
+    #[test]
+    fn wal_that_is_not_archived_yet_goes_on_behind_the_end_but_closes_no_gap() {
+        let base = archive([segment(1, 3), segment(1, 4), segment(1, 6)], []);
+        let mut live = crate::MemorySource::default();
+        for number in [5, 6, 7, 8] {
+            live.indexes.insert(
+                (TimelineId(1), number),
+                committing(1, number, number << 24 | 0x1000, 700, 50),
+            );
+        }
+        let extended = base.extended(Arc::new(live)).unwrap();
+        assert!(!extended.has(TimelineId(1), 5) && extended.has(TimelineId(1), 8));
+        let path = WalPath::of(&history(1, &[]));
+        assert_eq!(extended.unbroken_to(&path, 3), Some(4));
+        assert_eq!(extended.unbroken_to(&path, 6), Some(8));
+        // What is archived is read from the archive.
+        assert!(
+            extended
+                .read(&path, 6)
+                .unwrap()
+                .unwrap()
+                .index
+                .transactions
+                .is_empty()
+        );
+        assert_eq!(
+            extended
+                .end_on(&path, Lsn(0x600_0000))
+                .unwrap()
+                .unwrap()
+                .last_commit
+                .unwrap()
+                .lsn,
+            Lsn(0x800_1000)
+        );
     }
 
     #[test]

@@ -1,14 +1,16 @@
-//! What happened to a table: dropped, truncated, emptied by DELETE, rewritten; and databases that were dropped.
+//! What happened to a table: dropped, truncated, emptied by DELETE, rewritten; and databases that were
+//! dropped.
 //!
-//! WAL knows files, not tables. Catalog snapshots (one with each backup) give files their names, and from one snapshot
-//! to the next this module follows each table's file itself: a transaction that removes a table's file and makes
-//! new ones has truncated or rewritten it, one that makes none has dropped it. At `wal_level = replica` a TRUNCATE and
-//! a rewrite (VACUUM FULL, CLUSTER, ALTER TABLE) look the same but for what was written into the new file before
-//! the commit; the answer says how sure it is. REINDEX touches no table's file and is never mistaken.
+//! WAL knows files, not tables. Catalog snapshots (one with each backup) give files their names, and from one
+//! snapshot to the next this module follows each table's file itself: a transaction that removes a table's
+//! file and makes new ones has truncated or rewritten it, one that makes none has dropped it. At `wal_level =
+//! replica` a TRUNCATE and a rewrite (VACUUM FULL, CLUSTER, ALTER TABLE) look the same but for what was
+//! written into the new file before the commit; the answer says how sure it is. REINDEX touches no table's
+//! file and is never mistaken.
 //!
-//! Invariants: only committed transactions are events; the point before an event is the start of the record that makes
-//! it happen, to be recovered to exclusively; for DROP DATABASE, which is not transactional, that is the in-place
-//! update that marks `pg_database`.
+//! Invariants: only committed transactions are events; the point before an event is the start of the record
+//! that makes it happen, to be recovered to exclusively; for DROP DATABASE, which is not transactional, that
+//! is the in-place update that marks `pg_database`.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -146,9 +148,9 @@ struct Search<'a> {
     found: Vec<FoundEvent>,
 }
 
-/// Finds events from `from` to the end of unbroken WAL on a way through timelines. `snapshots`: catalogs in the order of
-/// the LSN at which their backups began; each is read when the search comes there, so that only one is in memory.
-/// Events are returned in WAL order.
+/// Finds events from `from` to the end of unbroken WAL on a way through timelines. `snapshots`: catalogs in
+/// the order of the LSN at which their backups began; each is read when the search comes there, so that only
+/// one is in memory. Events are returned in WAL order.
 pub fn find(
     archive: &Archive,
     path: &WalPath,
@@ -169,7 +171,8 @@ pub fn find(
     };
     let mut next = snapshots.next().transpose()?;
     archive.scan(path, from, None, |located| {
-        // A snapshot counts from the segment on in which its backup began: a file that it names is never older news.
+        // A snapshot counts from the segment on in which its backup began: a file that it names is never
+        // older news.
         while let Some((lsn, catalog)) = next.take_if(|(lsn, _)| *lsn < located.index.segment_end()) {
             search.learn(lsn, &catalog);
             next = snapshots.next().transpose()?;
@@ -223,7 +226,8 @@ impl Search<'_> {
     fn segment(&mut self, located: &Located) {
         let index = &located.index;
         let wanted = |lsn: Lsn| located.cut.is_none_or(|cut| lsn < cut);
-        // Counts come first: they are kept for the whole segment, and a transaction that ends here takes them along.
+        // Counts come first: they are kept for the whole segment, and a transaction that ends here takes them
+        // along.
         for rows in &index.row_changes {
             if rows.deletes > 0 {
                 let open = self.open.entry(rows.xid).or_default();
@@ -311,7 +315,8 @@ impl Search<'_> {
                 (*lsn, Certainty::Likely, Some(note.to_owned()))
             }
             (None, None) => {
-                let note = "no record marks the database as being dropped (servers before 15.4, 14.9, 13.12): its files \
+                let note = "no record marks the database as being dropped (servers before 15.4, 14.9, \
+                 13.12): its files \
                             are whole at this point";
                 (event.lsn, Certainty::Likely, Some(note.to_owned()))
             }
@@ -390,8 +395,8 @@ impl Search<'_> {
                 self.unknown_dropped(end, locator);
             }
         }
-        // Files are made and removed in pairs, one table after the other; the list in the commit record is backwards
-        // (catalog/storage.c keeps pending deletes as a stack).
+        // Files are made and removed in pairs, one table after the other; the list in the commit record is
+        // backwards (catalog/storage.c keeps pending deletes as a stack).
         let mut made = open.created.iter().filter(|locator| !dropped.contains(locator));
         let single = known.len() == 1;
         let in_order: Vec<RelationLocator> = dropped.iter().rev().copied().collect();
@@ -402,7 +407,8 @@ impl Search<'_> {
                 continue;
             }
             let new = new.or_else(|| {
-                // A single table was rewritten: its new file is made before those of its toast table and indexes.
+                // A single table was rewritten: its new file is made before those of its toast table and
+                // indexes.
                 let first = open
                     .created
                     .iter()
@@ -442,7 +448,8 @@ impl Search<'_> {
         new: Option<RelationLocator>,
     ) -> (TableEvent, Certainty, Option<String>) {
         let Some(new) = new else {
-            let note = "several tables' files were replaced in this transaction: TRUNCATE, or a rewrite, or a DROP beside \
+            let note = "several tables' files were replaced in this transaction: TRUNCATE, or a rewrite, \
+             or a DROP beside \
                         the creation of another table";
             return (TableEvent::Truncate, Certainty::Unclear, Some(note.into()));
         };
@@ -450,13 +457,15 @@ impl Search<'_> {
             None | Some((0, _)) => (TableEvent::Truncate, Certainty::Certain, None),
             Some((blocks, images)) if blocks == images => {
                 let note = format!(
-                    "{blocks} blocks were written as whole pages to the table's new file: VACUUM FULL, CLUSTER or ALTER TABLE"
+                    "{blocks} blocks were written as whole pages to the table's new file: VACUUM FULL, \
+                     CLUSTER or ALTER TABLE"
                 );
                 (TableEvent::Rewrite, Certainty::Likely, Some(note))
             }
             Some((blocks, _)) => {
                 let note = format!(
-                    "{blocks} blocks were written to the table's new file at about the same time: TRUNCATE followed by new \
+                    "{blocks} blocks were written to the table's new file at about the same time: \
+                     TRUNCATE followed by new \
                      rows, or ALTER TABLE"
                 );
                 (TableEvent::Truncate, Certainty::Unclear, Some(note))
@@ -468,7 +477,10 @@ impl Search<'_> {
         let database = self.databases.get(&locator.database).cloned();
         self.push(FoundEvent {
             event: TableEvent::Drop,
-            table: format!("file {}/{}/{}", locator.tablespace, locator.database, locator.relation),
+            table: format!(
+                "file {}/{}/{}",
+                locator.tablespace, locator.database, locator.relation
+            ),
             database: database.unwrap_or_else(|| format!("database {}", locator.database)),
             xid: end.xid,
             commit_lsn: end.start,
@@ -476,7 +488,11 @@ impl Search<'_> {
             rows: None,
             target_before: end.start,
             certainty: Certainty::Unclear,
-            note: Some("no catalog snapshot knows this file: a table, an index or a sequence made since the last backup".into()),
+            note: Some(
+                "no catalog snapshot knows this file: a table, an index or a sequence made since \
+             the last backup"
+                    .into(),
+            ),
             relation: Some(locator),
         });
     }

@@ -1,7 +1,8 @@
-//! A point in the WAL that a person can be told: the end of a transaction, and the nearest point that can be reached.
+//! A point in the WAL that a person can be told: the end of a transaction, and the nearest point that can be
+//! reached.
 //!
-//! Invariant: a [`Nearest`] is always a point that recovery from the backup at hand really reaches, in words that the
-//! command line takes back.
+//! Invariant: a [`Nearest`] is always a point that recovery from the backup at hand really reaches, in words
+//! that the command line takes back.
 
 use postgres::{Lsn, Timestamp, TransactionEnd, TransactionEndKind, Xid};
 use serde::{Deserialize, Serialize};

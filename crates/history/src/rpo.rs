@@ -1,7 +1,8 @@
 //! Exact loss: what would be gone if the server and its disks vanished now.
 //!
-//! A pure function of two facts, the end of the archive and the tail of WAL that is not archived yet. Invariant: it
-//! counts commits by their records; no heartbeat and no table's newest row is asked (field guide 1.8).
+//! A pure function of two facts, the end of the archive and the tail of WAL that is not archived yet.
+//! Invariant: it counts commits by their records; no heartbeat and no table's newest row is asked (field
+//! guide 1.8).
 
 use postgres::{Lsn, Timestamp, TransactionEnd};
 use serde::{Deserialize, Serialize};
@@ -55,8 +56,8 @@ impl LiveTail {
 /// What would be lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rpo {
-    /// From the newest commit that the archive holds to the newest one that happened; 0 if it holds all. `None` if the
-    /// archive holds no commit to count from.
+    /// From the newest commit that the archive holds to the newest one that happened; 0 if it holds all.
+    /// `None` if the archive holds no commit to count from.
     pub seconds: Option<f64>,
     /// Bytes of WAL behind the archive's end.
     pub bytes: u64,

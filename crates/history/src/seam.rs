@@ -1,8 +1,8 @@
 //! The record that spans two segments: about one in each segment, and it may be a commit.
 //!
-//! It is resolved when a segment is archived, if the one before still lay beside it. Otherwise its bytes are put
-//! together here from both objects. Invariant: a seam that cannot be resolved stays marked; it is never taken for
-//! "nothing there".
+//! It is resolved when a segment is archived, if the one before still lay beside it. Otherwise its bytes are
+//! put together here from both objects. Invariant: a seam that cannot be resolved stays marked; it is never
+//! taken for "nothing there".
 
 use std::io::Write;
 
@@ -16,14 +16,15 @@ const SEGMENT_BYTES_MAX: u32 = 64 << 20;
 /// A record may span several segments; more are not put together.
 const SEGMENTS_MAX: u64 = 4;
 
-/// Where the record began that ends in this segment and could not be read; its place is known only to the segment.
+/// Where the record began that ends in this segment and could not be read; its place is known only to the
+/// segment.
 pub(crate) fn unresolved(index: &SegmentIndex) -> Option<Lsn> {
     (index.head.length > 0 && index.head.ends_here && !index.head.resolved && !index.overwrites_tail)
         .then(|| index.start())
 }
 
-/// The index with its head resolved, if that was needed and possible. `before` tells the timeline whose file of a
-/// segment lies on the way.
+/// The index with its head resolved, if that was needed and possible. `before` tells the timeline whose file
+/// of a segment lies on the way.
 pub(crate) fn resolved(
     source: &dyn WalSource,
     index: SegmentIndex,

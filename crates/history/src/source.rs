@@ -1,10 +1,11 @@
 //! Where archived WAL is read from: the repository's copies, or values in memory.
 //!
-//! Invariant: several copies are read as recovery itself reads them, as a union. A segment is there when any copy has
-//! it; it is absent only when every copy said so.
+//! Invariant: several copies are read as recovery itself reads them, as a union. A segment is there when any
+//! copy has it; it is absent only when every copy said so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::sync::Arc;
 
 use diagnostic::{Error, Result};
 use postgres::{SegmentIndex, SystemIdentifier, TimelineHistory, TimelineId, WalFile, segment_name};
@@ -55,7 +56,8 @@ pub struct RepositorySource {
 }
 
 impl RepositorySource {
-    /// Lists what every copy holds. A copy that cannot be read is remembered, and is an error only if no other can be.
+    /// Lists what every copy holds. A copy that cannot be read is remembered, and is an error only if no
+    /// other can be.
     pub fn load(
         copies: &[ClusterRepository],
         system: SystemIdentifier,
@@ -156,7 +158,10 @@ impl RepositorySource {
                     let what = format!("WAL segment {name} is archived with different contents");
                     return Err(Error::new("wal-conflict", what)
                         .detail("Two servers have archived under the same system identifier and timeline.")
-                        .hint("Run `pgproof verify` to see the objects; recover to a point before this segment."));
+                        .hint(
+                            "Run `pgproof verify` to see the objects; recover to a point before this \
+                         segment.",
+                        ));
                 }
                 objects.push((
                     copy,
@@ -265,6 +270,47 @@ impl WalSource for RepositorySource {
 
     fn claimed(&self) -> Result<BTreeSet<TimelineId>> {
         Ok(self.claimed.clone())
+    }
+}
+
+/// One source, and another one for what it does not have.
+pub(crate) struct Layered {
+    pub(crate) first: Arc<dyn WalSource>,
+    pub(crate) second: Arc<dyn WalSource>,
+}
+
+impl WalSource for Layered {
+    fn timelines(&self) -> Result<Vec<TimelineId>> {
+        let mut timelines: BTreeSet<TimelineId> = self.first.timelines()?.into_iter().collect();
+        timelines.extend(self.second.timelines()?);
+        Ok(timelines.into_iter().collect())
+    }
+
+    fn segments(&self, timeline: TimelineId) -> Result<Vec<u64>> {
+        let mut segments: BTreeSet<u64> = self.first.segments(timeline)?.into_iter().collect();
+        segments.extend(self.second.segments(timeline)?);
+        Ok(segments.into_iter().collect())
+    }
+
+    fn index(&self, timeline: TimelineId, number: u64) -> Result<Option<SegmentIndex>> {
+        match self.first.index(timeline, number)? {
+            Some(index) => Ok(Some(index)),
+            None => self.second.index(timeline, number),
+        }
+    }
+
+    fn read(&self, timeline: TimelineId, number: u64, to: &mut dyn Write) -> Result<bool> {
+        Ok(self.first.read(timeline, number, to)? || self.second.read(timeline, number, to)?)
+    }
+
+    fn histories(&self) -> Result<Vec<KnownHistory>> {
+        let mut histories = self.first.histories()?;
+        histories.extend(self.second.histories()?);
+        Ok(histories)
+    }
+
+    fn claimed(&self) -> Result<BTreeSet<TimelineId>> {
+        self.first.claimed()
     }
 }
 

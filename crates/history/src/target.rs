@@ -1,14 +1,15 @@
 //! Recovery targets: what is asked for, where PostgreSQL stops for it, and why it cannot be reached.
 //!
-//! The rules are those of PostgreSQL's xlogrecovery.c, `recoveryStopsBefore` and `recoveryStopsAfter`: a time target
-//! stops at the first commit or abort record, in WAL order, whose time is beyond the target (inclusive: later than;
-//! exclusive: not earlier than); an xid target stops behind (inclusive) or before (exclusive) the record that ends
-//! that transaction; an LSN target stops behind (inclusive) or before (exclusive) the first record that begins at or
-//! behind it; a name stops behind the first restore point of that name. Only records behind the backup's redo point
-//! count, and a stop before the backup's end is an error.
+//! The rules are those of PostgreSQL's xlogrecovery.c, `recoveryStopsBefore` and `recoveryStopsAfter`: a time
+//! target stops at the first commit or abort record, in WAL order, whose time is beyond the target
+//! (inclusive: later than; exclusive: not earlier than); an xid target stops behind (inclusive) or before
+//! (exclusive) the record that ends that transaction; an LSN target stops behind (inclusive) or before
+//! (exclusive) the first record that begins at or behind it; a name stops behind the first restore point of
+//! that name. Only records behind the backup's redo point count, and a stop before the backup's end is an
+//! error.
 //!
-//! Invariant: a [`ResolvedTarget`] exists only for a record that is in the archive, on an unbroken way from the
-//! backup.
+//! Invariant: a [`ResolvedTarget`] exists only for a record that is in the archive, on an unbroken way from
+//! the backup.
 
 use diagnostic::Error;
 use postgres::{Lsn, TimelineId, Timestamp, Xid, segment_name};
@@ -70,9 +71,10 @@ impl Target {
 pub struct Wanted {
     /// What is asked for.
     pub target: Target,
-    /// `recovery_target_inclusive`; `None` is the default of the kind of target: a time and an xid include what they
-    /// name (as PostgreSQL's default does), an LSN excludes the record that begins there (so that an LSN that was read
-    /// with `pg_current_wal_lsn()`, or the start of an unwanted commit, means the state before it).
+    /// `recovery_target_inclusive`; `None` is the default of the kind of target: a time and an xid include
+    /// what they name (as PostgreSQL's default does), an LSN excludes the record that begins there (so that
+    /// an LSN that was read with `pg_current_wal_lsn()`, or the start of an unwanted commit, means the state
+    /// before it).
     pub inclusive: Option<bool>,
 }
 
@@ -106,8 +108,8 @@ pub struct ResolvedTarget {
     pub inclusive: bool,
     /// `recovery_target_...` settings, without timeline and action; empty for the end of the archived WAL.
     pub settings: Vec<(String, String)>,
-    /// All records that begin before this LSN are replayed, and none that begins at or behind it. For an inclusive LSN
-    /// target it is that LSN, and one more record follows.
+    /// All records that begin before this LSN are replayed, and none that begins at or behind it. For an
+    /// inclusive LSN target it is that LSN, and one more record follows.
     pub stop: Lsn,
     /// The timeline of the stop.
     pub timeline: TimelineId,
@@ -115,6 +117,8 @@ pub struct ResolvedTarget {
     pub stops_at: Option<CommitPoint>,
     /// The newest commit that is replayed; `None` if none lies between the backup's redo point and the stop.
     pub last_commit: Option<CommitPoint>,
+    /// Commits behind the backup's end that are replayed: what the backup alone would have lost.
+    pub commits_after_backup: u64,
 }
 
 /// Why a target cannot be reached from a backup.
@@ -241,7 +245,8 @@ impl Unreachable {
                 options: "--to latest".into(),
             }),
             Unreachable::Gap { end, last_commit, .. } | Unreachable::Damaged { end, last_commit, .. } => {
-                // The record at the very end of unbroken WAL is incomplete: stop at the last transaction's record.
+                // The record at the very end of unbroken WAL is incomplete: stop at the last transaction's
+                // record.
                 let lsn = last_commit.as_ref().map_or(*end, |commit| commit.lsn);
                 let options = match last_commit {
                     Some(commit) => format!("--to-xid {}", commit.xid),
@@ -278,9 +283,13 @@ impl Unreachable {
                     .map(|at| format!(" Recovery would have to stop at {at}."))
                     .unwrap_or_default();
                 error
-                    .detail(format!("Backup {backup} ended at {backup_end} ({ended_at}), not before the target.{at}"))
+                    .detail(format!(
+                        "Backup {backup} ended at {backup_end} ({ended_at}), not before the \
+                     target.{at}"
+                    ))
                     .hint(format!(
-                        "The earliest point from this backup is its end: {}. An earlier point needs a backup that \
+                        "The earliest point from this backup is its end: {}. An earlier point needs a \
+                         backup that \
                          ended before it; `pgproof list` shows what there is.",
                         command("--to immediate")
                     ))
@@ -306,7 +315,8 @@ impl Unreachable {
                 });
                 error
                     .detail(format!(
-                        "PostgreSQL stops at the first transaction that ended later than the target, and the archive \
+                        "PostgreSQL stops at the first transaction that ended later than the target, and \
+                         the archive \
                          holds none: it ends at {end}{}.{before}",
                         told(&last_commit)
                     ))
@@ -334,7 +344,8 @@ impl Unreachable {
                         told(&last_commit)
                     ))
                     .hint(format!(
-                        "If the segment is still in the primary's pg_wal, run `pgproof wal push {first}` there; \
+                        "If the segment is still in the primary's pg_wal, run `pgproof wal push {first}` \
+                         there; \
                          otherwise choose a target before the gap: {}.",
                         command(&options)
                     ))
@@ -374,11 +385,15 @@ impl Unreachable {
                 };
                 error
                     .detail(format!(
-                        "No record between the oldest usable backup and the archive's end ({end}{}) commits or aborts \
+                        "No record between the oldest usable backup and the archive's end ({end}{}) \
+                         commits or aborts \
                          transaction {xid}.{unread}",
                         told(&last_commit)
                     ))
-                    .hint("Run `pgproof find` to see the transactions that changed tables, with their numbers.")
+                    .hint(
+                        "Run `pgproof find` to see the transactions that changed tables, with their \
+                     numbers.",
+                    )
             }
             Unreachable::UnknownRestorePoint { name, known, end } => {
                 let known: Vec<String> = known
@@ -410,7 +425,8 @@ fn beyond_hint(latest: &str, continued_by: &[(TimelineId, Lsn)]) -> String {
     let mut hint = format!("Everything that is archived is recovered with {latest}.");
     for (timeline, switch) in continued_by.iter().take(3) {
         hint.push_str(&format!(
-            " Timeline {timeline} goes on from {switch}: if it is the one to follow, add --timeline {timeline}."
+            " Timeline {timeline} goes on from {switch}: if it is the one to follow, add --timeline \
+             {timeline}."
         ));
     }
     hint
@@ -457,10 +473,13 @@ mod tests {
         assert_eq!(
             text,
             "error[wal-gap]: cluster \"main\" cannot be recovered to 2000-01-01 00:01:00+00\n\
-             detail: WAL segment 000000050000002A0000008F is in no copy; after backup 20260815T020003Z the WAL is \
+             detail: WAL segment 000000050000002A0000008F is in no copy; after backup 20260815T020003Z \
+             the WAL is \
              unbroken only up to 2A/8F000000, last commit 2000-01-01 00:00:00+00.\n\
-             hint: If the segment is still in the primary's pg_wal, run `pgproof wal push 000000050000002A0000008F` \
-             there; otherwise choose a target before the gap: `pgproof restore main --to-xid 731 --into DIR`.\n"
+             hint: If the segment is still in the primary's pg_wal, run `pgproof wal push \
+             000000050000002A0000008F` \
+             there; otherwise choose a target before the gap: `pgproof restore main --to-xid 731 --into \
+             DIR`.\n"
         );
     }
 }

@@ -1,8 +1,8 @@
 //! Timelines and their history files: which one a recovery follows, and which ones would divert it.
 //!
-//! Invariants: a timeline's identity is the system identifier and its steps (parent, switch LSN), never its number
-//! alone; a path through timelines is always made from one history that was chosen by number here, never from
-//! "the newest that can be found".
+//! Invariants: a timeline's identity is the system identifier and its steps (parent, switch LSN), never its
+//! number alone; a path through timelines is always made from one history that was chosen by number here,
+//! never from "the newest that can be found".
 
 use std::collections::BTreeMap;
 
@@ -49,7 +49,8 @@ pub struct UnreachableHistory {
 }
 
 impl UnreachableHistory {
-    /// Nobody that we know wrote it: with `recovery_target_timeline = 'latest'` it would divert every restore.
+    /// Nobody that we know wrote it: with `recovery_target_timeline = 'latest'` it would divert every
+    /// restore.
     pub fn is_poison(&self) -> bool {
         self.standing == Standing::Unknown
     }
@@ -109,8 +110,8 @@ impl WalPath {
         leg.map_or(self.timeline(), |leg| leg.timeline)
     }
 
-    /// Timelines whose file of this segment may hold what is wanted, in the order in which PostgreSQL looks for them
-    /// (xlogrecovery.c, `XLogFileReadAnyTLI`: newest first, none that begins behind the segment).
+    /// Timelines whose file of this segment may hold what is wanted, in the order in which PostgreSQL looks
+    /// for them (xlogrecovery.c, `XLogFileReadAnyTLI`: newest first, none that begins behind the segment).
     pub fn candidates(&self, segment: u64, segment_size: u32) -> Vec<TimelineId> {
         let mut timelines = Vec::with_capacity(2);
         for leg in self.legs.iter().rev() {
@@ -139,8 +140,8 @@ impl WalPath {
         self.legs.iter().any(|leg| leg.timeline == timeline)
     }
 
-    /// Whether WAL of a cluster with this own history, up to `end`, lies on the way: then its backups can be recovered
-    /// along it. The error says why not.
+    /// Whether WAL of a cluster with this own history, up to `end`, lies on the way: then its backups can be
+    /// recovered along it. The error says why not.
     pub fn carries(&self, own: &TimelineHistory, end: Lsn) -> Result<(), String> {
         for (leg, step) in self.legs.iter().zip(&own.steps) {
             if leg.timeline != step.parent || leg.to != Some(step.switch) {
@@ -211,8 +212,8 @@ impl Timelines {
             .collect()
     }
 
-    /// The way to a timeline. Timeline 1 needs no history file. Where two histories have the same number, the one that
-    /// carries `own` (the backup's history) up to `end` is taken if it is the only one.
+    /// The way to a timeline. Timeline 1 needs no history file. Where two histories have the same number, the
+    /// one that carries `own` (the backup's history) up to `end` is taken if it is the only one.
     ///
     /// Errors: `timeline-unknown`, `timeline-ambiguous`.
     pub fn path_to(&self, timeline: TimelineId, own: Option<(&TimelineHistory, Lsn)>) -> Result<WalPath> {
@@ -284,8 +285,8 @@ impl Timelines {
         found
     }
 
-    /// Histories that leave a timeline before its archived end. `ends`: each timeline's archived end. `standing`: what
-    /// is known of who wrote a timeline.
+    /// Histories that leave a timeline before its archived end. `ends`: each timeline's archived end.
+    /// `standing`: what is known of who wrote a timeline.
     pub fn unreachable(
         &self,
         ends: &BTreeMap<TimelineId, Lsn>,

@@ -1,9 +1,10 @@
-//! Recovery from one backup, followed through the archive without doing it: where each target lies, and what recovery
-//! meets on the way.
+//! Recovery from one backup, followed through the archive without doing it: where each target lies, and what
+//! recovery meets on the way.
 //!
-//! Invariants: records are looked at in WAL order from the redo point on, as recovery does, and no target is resolved
-//! by anything but a record; what is reported of the way (settings, tablespaces, resource managers) covers every record
-//! up to the last stop; a target is refused rather than guessed when a part of the way could not be read.
+//! Invariants: records are looked at in WAL order from the redo point on, as recovery does, and no target is
+//! resolved by anything but a record; what is reported of the way (settings, tablespaces, resource managers)
+//! covers every record up to the last stop; a target is refused rather than guessed when a part of the way
+//! could not be read.
 
 use std::ops::ControlFlow;
 
@@ -111,7 +112,8 @@ pub struct Trace {
     pub custom_resource_managers: Vec<u8>,
     /// Segments that recovery reads.
     pub wal: Vec<WalRange>,
-    /// Records that span two segments and could not be put together: each may be a commit that is not counted.
+    /// Records that span two segments and could not be put together: each may be a commit that is not
+    /// counted.
     pub unread: Vec<Lsn>,
     /// How far the way was followed.
     pub end: TraceEnd,
@@ -133,6 +135,8 @@ struct Search<'a> {
     found: Option<Resolution>,
     /// Newest commit before an LSN target, until a record behind it proves that recovery stops there.
     before: Option<CommitPoint>,
+    /// Commits behind the backup's end that are replayed before the search's stop.
+    commits: u64,
 }
 
 /// Everything the search carries from record to record.
@@ -153,8 +157,8 @@ struct Walk<'a> {
 const RESTORE_POINTS_TOLD: usize = 10;
 
 impl Archive {
-    /// Follows recovery from a backup to several targets at once. `limit`: do not look behind this LSN (it was searched
-    /// before). Errors are those of reading; what cannot be reached is part of the answer.
+    /// Follows recovery from a backup to several targets at once. `limit`: do not look behind this LSN (it
+    /// was searched before). Errors are those of reading; what cannot be reached is part of the answer.
     pub fn trace(&self, start: &Start, wanted: &[Wanted], limit: Option<Lsn>) -> Result<Trace> {
         let mut walk = Walk {
             start,
@@ -164,6 +168,7 @@ impl Archive {
                     wanted,
                     found: None,
                     before: None,
+                    commits: 0,
                 })
                 .collect(),
             maxima: Maxima::default(),
@@ -199,7 +204,13 @@ impl Archive {
             last_commit: walk.last_commit.clone(),
             latest_time: walk.latest_time,
         };
-        let targets = walk.conclude(self, &end, reached);
+        let counts: Vec<u64> = walk.searches.iter().map(|search| search.commits).collect();
+        let mut targets = walk.conclude(self, &end, reached);
+        for (target, commits) in targets.iter_mut().zip(counts) {
+            if let Ok(found) = target {
+                found.commits_after_backup = commits;
+            }
+        }
         Ok(Trace {
             targets,
             maxima: walk.maxima,
@@ -259,6 +270,7 @@ impl Search<'_> {
                 timeline: start.path.timeline_at(stop),
                 stops_at,
                 last_commit,
+                commits_after_backup: 0,
             })
         });
     }
@@ -438,6 +450,18 @@ impl Walk<'_> {
             }
         }
         if committed(transaction) {
+            for search in self.searches.iter_mut().filter(|_| point.lsn >= start.stop) {
+                let replayed = match &search.found {
+                    None => true,
+                    // This very commit was the stop, and is still replayed.
+                    Some(Ok(found)) => found
+                        .last_commit
+                        .as_ref()
+                        .is_some_and(|last| last.lsn == point.lsn),
+                    Some(Err(_)) => false,
+                };
+                search.commits += u64::from(replayed);
+            }
             self.last_commit = Some(point);
         }
     }
@@ -566,6 +590,7 @@ impl Walk<'_> {
                         timeline,
                         stops_at: None,
                         last_commit,
+                        commits_after_backup: 0,
                     }),
                     Target::Time(_) => Err(Unreachable::NeedsLaterCommit {
                         end: reached,

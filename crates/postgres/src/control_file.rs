@@ -1,8 +1,9 @@
 //! `global/pg_control` of PostgreSQL 13 to 18: the state of a cluster, its geometry and its last checkpoint.
 //!
-//! Layout: `pg_control.h` of each version, as a 64-bit little-endian build lays it out. The file is one struct
-//! with a CRC-32C behind it, padded with zeros to 8192 bytes. Nothing is believed before the CRC is right: a
-//! running server rewrites the file in place, so that a reader may see a torn one and must read again.
+//! Layout: `pg_control.h` of each version, as a 64-bit little-endian build lays it out. The file is one
+//! struct with a CRC-32C behind it, padded with zeros to 8192 bytes. Nothing is believed before the CRC is
+//! right: a running server rewrites the file in place, so that a reader may see a torn one and must read
+//! again.
 
 use std::fmt;
 

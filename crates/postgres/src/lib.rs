@@ -1,9 +1,10 @@
-//! What PostgreSQL writes, as values: the formats of PostgreSQL 13 to 18, and what one segment of its WAL says.
+//! What PostgreSQL writes, as values: the formats of PostgreSQL 13 to 18, and what one segment of its WAL
+//! says.
 //!
 //! Pure: bytes and text in, values out; no file, network, clock or environment is touched. Every parser is
-//! total: any bytes give a value or an error, never a panic, and nothing is allocated by a length that was not
-//! checked first. Names are PostgreSQL's own. Little-endian, 64-bit builds only, with 8 KiB blocks where pages
-//! are looked at; other geometry is reported by the control file and the WAL, never assumed.
+//! total: any bytes give a value or an error, never a panic, and nothing is allocated by a length that was
+//! not checked first. Names are PostgreSQL's own. Little-endian, 64-bit builds only, with 8 KiB blocks where
+//! pages are looked at; other geometry is reported by the control file and the WAL, never assumed.
 
 mod backup_label;
 mod bytes;

@@ -94,7 +94,8 @@ impl<'de> Deserialize<'de> for Lsn {
     }
 }
 
-/// The number of a timeline (`TimeLineID`), from 1. It is no identity: two promotions may both make timeline 2.
+/// The number of a timeline (`TimeLineID`), from 1. It is no identity: two promotions may both make timeline
+/// 2.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TimelineId(pub u32);

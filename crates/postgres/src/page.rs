@@ -1,8 +1,8 @@
 //! Data pages: header, checksum, and whether a page can be believed.
 //!
 //! Sources: `bufpage.h`, `bufpage.c` (PageIsVerified), `checksum_impl.h`. The checksum is FNV-1a in 32
-//! interleaved lanes, so that a compiler turns it into vector instructions; the block number is mixed in last,
-//! so that a page in the wrong place is found too. Only 8 KiB pages.
+//! interleaved lanes, so that a compiler turns it into vector instructions; the block number is mixed in
+//! last, so that a page in the wrong place is found too. Only 8 KiB pages.
 
 use serde::{Deserialize, Serialize};
 

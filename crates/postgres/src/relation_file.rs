@@ -1,8 +1,8 @@
 //! Paths of relation files inside a data directory (`relpath.c`), read and written exactly.
 //!
-//! `base/5/16384_fsm.1`, `global/1262`, `pg_tblspc/16400/PG_15_202209061/5/16401`, and temporary `base/5/t3_16384`.
-//! Invariant: a path that parses is written back byte for byte (with its own version directory); numbers with
-//! leading zeros or signs are not relation files.
+//! `base/5/16384_fsm.1`, `global/1262`, `pg_tblspc/16400/PG_15_202209061/5/16401`, and temporary
+//! `base/5/t3_16384`. Invariant: a path that parses is written back byte for byte (with its own version
+//! directory); numbers with leading zeros or signs are not relation files.
 
 use std::fmt;
 
@@ -50,7 +50,8 @@ impl Fork {
     }
 }
 
-/// Where a relation's storage is (`RelFileLocator`, `RelFileNode` before 16). `database` is 0 for shared ones.
+/// Where a relation's storage is (`RelFileLocator`, `RelFileNode` before 16). `database` is 0 for shared
+/// ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RelationLocator {
     pub tablespace: Oid,
@@ -135,7 +136,8 @@ impl RelationFile {
         })
     }
 
-    /// The path relative to the data directory; `version_directory` (`PG_15_202209061`) is used in tablespaces.
+    /// The path relative to the data directory; `version_directory` (`PG_15_202209061`) is used in
+    /// tablespaces.
     pub fn path(&self, version_directory: &str) -> String {
         let RelationLocator {
             tablespace,

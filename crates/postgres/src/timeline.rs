@@ -1,8 +1,8 @@
 //! Timeline history files: from which timelines a timeline descends, and where each was left.
 //!
 //! Format: `timeline.c` of PostgreSQL; one line for each ancestor, oldest first: parent timeline, the LSN at
-//! which it was left, and the reason, separated by tabs. Invariant: timelines rise strictly and stay below the
-//! file's own; switch points never fall.
+//! which it was left, and the reason, separated by tabs. Invariant: timelines rise strictly and stay below
+//! the file's own; switch points never fall.
 
 use diagnostic::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -98,8 +98,8 @@ impl TimelineHistory {
         text
     }
 
-    /// Whether the place `lsn` of `timeline` lies on this history. A switch point belongs to both timelines: a
-    /// record may end there on the old one, and begin there on the new.
+    /// Whether the place `lsn` of `timeline` lies on this history. A switch point belongs to both timelines:
+    /// a record may end there on the old one, and begin there on the new.
     pub fn contains(&self, timeline: TimelineId, lsn: Lsn) -> bool {
         let mut begin = Lsn(0);
         for step in &self.steps {
@@ -146,7 +146,8 @@ mod tests {
 
     use super::*;
 
-    // As pg_ctl promote of 15 writes it: the file of the parent is copied, then an empty line and the new step.
+    // As pg_ctl promote of 15 writes it: the file of the parent is copied, then an empty line and the new
+    // step.
     const TEXT: &str = "1\t0/3000110\tno recovery target specified\n\n\
                         2\t0/5000A28\tbefore 2026-01-25 14:30:00.123456+00\n";
 

@@ -1,8 +1,9 @@
 //! Makes `tests/fixtures` again: short pieces of what each major version really writes.
 //!
-//! Not run by itself: `PGPROOF_TEST_POSTGRES_VERSIONS=folder cargo test -p pgproof-postgres --test make_fixtures
-//! -- --ignored`. For each version: `pg_control` (its first 512 bytes; the rest is zeros), `wal` (the written
-//! beginning of a segment of 1 MiB that ends in a switch), for 15 also `pages` (the first pages of pg_attribute).
+//! Not run by itself: `PGPROOF_TEST_POSTGRES_VERSIONS=folder cargo test -p pgproof-postgres --test
+//! make_fixtures -- --ignored`. For each version: `pg_control` (its first 512 bytes; the rest is zeros),
+//! `wal` (the written beginning of a segment of 1 MiB that ends in a switch), for 15 also `pages` (the first
+//! pages of pg_attribute).
 
 mod server;
 

@@ -1,7 +1,7 @@
 //! Our reading of WAL against PostgreSQL's own: pg_waldump and pg_controldata are the oracle.
 //!
-//! Real WAL of PostgreSQL 15 with something of everything in it; each segment is indexed as a push does it, and
-//! counts, bytes, commits, blocks and storage events must equal what pg_waldump says.
+//! Real WAL of PostgreSQL 15 with something of everything in it; each segment is indexed as a push does it,
+//! and counts, bytes, commits, blocks and storage events must equal what pg_waldump says.
 
 mod server;
 
@@ -367,11 +367,7 @@ fn everything(server: &Server) {
     server.start();
     server.sql("postgres", "CREATE DATABASE shop");
     server.sql("shop", WORKLOAD);
-    let space = server.folder().join("space");
-    server.sql(
-        "postgres",
-        &format!("COPY (SELECT 1) TO PROGRAM 'mkdir {}'", space.display()),
-    );
+    let space = server.make_folder("space");
     server.sql(
         "postgres",
         &format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()),
@@ -572,7 +568,8 @@ fn everything_equals_pg_waldump_with_ordinary_segments_and_wal_level_replica() {
         "one deletion was rolled back"
     );
 
-    // 300 updates, each in a subtransaction of its own, 30 of which were undone; a third of the rows had been deleted before.
+    // 300 updates, each in a subtransaction of its own, 30 of which were undone; a third of the rows had
+    // been deleted before.
     let subtransactions = indexes
         .iter()
         .flat_map(|index| &index.transactions)

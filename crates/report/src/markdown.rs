@@ -1,4 +1,5 @@
-//! The drill report in Markdown: the headings and tables of the template that teams use, then what they ask for beyond it.
+//! The drill report in Markdown: the headings and tables of the template that teams use, then what they ask
+//! for beyond it.
 
 use std::fmt::Write;
 
@@ -73,13 +74,18 @@ pub(crate) fn yes(result: CheckResult) -> String {
 }
 
 fn minutes(seconds: u64) -> String {
-    if seconds % 60 == 0 { format!("< {} min", seconds / 60) } else { format!("< {seconds} s") }
+    if seconds % 60 == 0 {
+        format!("< {} min", seconds / 60)
+    } else {
+        format!("< {seconds} s")
+    }
 }
 
 fn summary(out: &mut String, facts: &Facts, verdict: &Verdict) {
     heading(out, 2, "Summary");
     let identity = &facts.identity;
-    let signed = "no: the verdict can be computed again from the facts, a person's signature is not part of this file";
+    let signed =
+        "no: the verdict can be computed again from the facts, a person's signature is not part of this file";
     table(
         out,
         ["Field", "Value"],
@@ -88,14 +94,26 @@ fn summary(out: &mut String, facts: &Facts, verdict: &Verdict) {
             ["**Date (UTC)**".into(), day(facts.started_at)],
             ["**Status**".into(), format!("**{}**", verdict.status)],
             ["**Environment**".into(), cell(&identity.environment)],
-            ["**Primary Operator**".into(), person(facts.people.operator.as_deref())],
-            ["**Secondary Reviewer**".into(), person(facts.people.reviewer.as_deref())],
+            [
+                "**Primary Operator**".into(),
+                person(facts.people.operator.as_deref()),
+            ],
+            [
+                "**Secondary Reviewer**".into(),
+                person(facts.people.reviewer.as_deref()),
+            ],
             ["**Signed**".into(), signed.into()],
             ["**Cluster**".into(), cell(&facts.scope.cluster)],
-            ["**System identifier**".into(), cell(&facts.scope.system_identifier)],
+            [
+                "**System identifier**".into(),
+                cell(&facts.scope.system_identifier),
+            ],
             ["**Profile**".into(), cell(&identity.profile)],
             ["**Trigger**".into(), cell(&identity.trigger)],
-            ["**Host of the copy**".into(), cell(identity.host.as_deref().unwrap_or("not recorded"))],
+            [
+                "**Host of the copy**".into(),
+                cell(identity.host.as_deref().unwrap_or("not recorded")),
+            ],
             ["**pgproof**".into(), cell(&identity.tool_version)],
         ],
     );
@@ -109,38 +127,86 @@ fn summary(out: &mut String, facts: &Facts, verdict: &Verdict) {
     if let Some(first) = verdict.reasons.first()
         && verdict.status != Status::Passed
     {
-        let _ = write!(out, "{}: {} ({})\n\n", verdict.status, cell(&first.text), quoted(&first.code));
+        let _ = write!(
+            out,
+            "{}: {} ({})\n\n",
+            verdict.status,
+            cell(&first.text),
+            quoted(&first.code)
+        );
     }
 }
 
 fn timing(out: &mut String, facts: &Facts) {
     heading(out, 2, "Timing");
     let not_reached = || "not measured: the drill ended before".to_string();
-    let objective = facts.objectives.rto_seconds.map_or_else(|| "none set".into(), minutes);
+    let objective = facts
+        .objectives
+        .rto_seconds
+        .map_or_else(|| "none set".into(), minutes);
     let finished = facts.finished_at;
-    let total = finished.map(|end| end.duration_since(facts.started_at).as_millis().max(0).unsigned_abs() as u64);
+    let total = finished.map(|end| {
+        end.duration_since(facts.started_at)
+            .as_millis()
+            .max(0)
+            .unsigned_abs() as u64
+    });
     let rto = facts.rto.as_ref();
-    let part = |value: fn(&drill::facts::Rto) -> u64| rto.map_or_else(not_reached, |rto| duration(value(rto)));
+    let part =
+        |value: fn(&drill::facts::Rto) -> u64| rto.map_or_else(not_reached, |rto| duration(value(rto)));
     let mut rows = vec![
         ["Drill start (UTC)".into(), clock(facts.started_at), "-".into()],
-        ["Drill end (UTC)".into(), finished.map_or_else(not_reached, clock), "-".into()],
-        ["Total duration".into(), total.map_or_else(not_reached, duration), "- (making the point and checks included)".into()],
+        [
+            "Drill end (UTC)".into(),
+            finished.map_or_else(not_reached, clock),
+            "-".into(),
+        ],
+        [
+            "Total duration".into(),
+            total.map_or_else(not_reached, duration),
+            "- (making the point and checks included)".into(),
+        ],
         ["Restore duration".into(), part(|rto| rto.restore_ms), "-".into()],
-        ["Service stabilization".into(), part(|rto| rto.start_ms + rto.replay_ms), "- (start and replay)".into()],
+        [
+            "Service stabilization".into(),
+            part(|rto| rto.start_ms + rto.replay_ms),
+            "- (start and replay)".into(),
+        ],
         ["**RTO achieved**".into(), part(|rto| rto.total_ms), objective],
         ["of it: planning".into(), part(|rto| rto.plan_ms), "-".into()],
         ["of it: restore".into(), part(|rto| rto.restore_ms), "-".into()],
         ["of it: server start".into(), part(|rto| rto.start_ms), "-".into()],
-        ["of it: replay to the target".into(), part(|rto| rto.replay_ms), "-".into()],
-        ["Replay for the row proof".into(), part(|rto| rto.proof_replay_ms), "- (not part of the RTO)".into()],
-        ["Checks".into(), part(|rto| rto.checks_ms), "- (not part of the RTO)".into()],
+        [
+            "of it: replay to the target".into(),
+            part(|rto| rto.replay_ms),
+            "-".into(),
+        ],
+        [
+            "Replay for the row proof".into(),
+            part(|rto| rto.proof_replay_ms),
+            "- (not part of the RTO)".into(),
+        ],
+        [
+            "Checks".into(),
+            part(|rto| rto.checks_ms),
+            "- (not part of the RTO)".into(),
+        ],
     ];
-    let objective = facts.objectives.rpo_seconds.map_or_else(|| "none set".into(), minutes);
+    let objective = facts
+        .objectives
+        .rpo_seconds
+        .map_or_else(|| "none set".into(), minutes);
     rows.push(match &facts.rpo {
         Some(rpo) => {
-            let seconds = rpo.seconds.map_or_else(|| "seconds unknown".into(), |seconds| format!("{seconds:.3} s"));
+            let seconds = rpo
+                .seconds
+                .map_or_else(|| "seconds unknown".into(), |seconds| format!("{seconds:.3} s"));
             let bound = if rpo.exact { "" } else { " (lower bounds)" };
-            let value = format!("{seconds}, {} commits, {} of WAL{bound}", rpo.commits, bytes(rpo.bytes));
+            let value = format!(
+                "{seconds}, {} commits, {} of WAL{bound}",
+                rpo.commits,
+                bytes(rpo.bytes)
+            );
             ["**RPO achieved**".into(), value, objective]
         }
         None => ["**RPO achieved**".into(), rpo_missing(facts), objective],
@@ -153,7 +219,10 @@ fn timing(out: &mut String, facts: &Facts) {
 }
 
 fn rpo_missing(facts: &Facts) -> String {
-    facts.check("rpo").map_or_else(|| "not measured".into(), |check| cell(&format!("{}: {}", check.result, check.actual)))
+    facts.check("rpo").map_or_else(
+        || "not measured".into(),
+        |check| cell(&format!("{}: {}", check.result, check.actual)),
+    )
 }
 
 fn artifacts(out: &mut String, facts: &Facts) {
@@ -173,8 +242,16 @@ fn artifacts(out: &mut String, facts: &Facts) {
             };
             let size = format!("{} in {} segments", bytes(input.wal_bytes), input.wal_segments);
             rows.push(["WAL archive".into(), range, size, "-".into()]);
-            rows.push(["Repository".into(), quoted(&input.repository), cell(&input.encryption), "-".into()]);
-            let lsns = format!("{} to {}, timeline {}", input.start_lsn, input.stop_lsn, input.timeline);
+            rows.push([
+                "Repository".into(),
+                quoted(&input.repository),
+                cell(&input.encryption),
+                "-".into(),
+            ]);
+            let lsns = format!(
+                "{} to {}, timeline {}",
+                input.start_lsn, input.stop_lsn, input.timeline
+            );
             rows.push(["Backup's LSNs".into(), quoted(&lsns), "-".into(), "-".into()]);
         }
         None => {
@@ -183,15 +260,24 @@ fn artifacts(out: &mut String, facts: &Facts) {
             rows.push(["WAL archive".into(), why.into(), "-".into(), "-".into()]);
         }
     }
-    rows.push(["Recovery target".into(), quoted(&facts.target.requested), "-".into(), "-".into()]);
-    table(out, ["Artifact", "Name", "Size", "Age"], rows);
+    rows.push([
+        "Recovery target".into(),
+        quoted(&facts.target.requested),
+        "-".into(),
+        "-".into(),
+    ]);
+    table(out, ["Artifact", "Filename", "Size", "Age"], rows);
     heading(out, 3, "Stops");
     if facts.target.stops.is_empty() {
         out.push_str("No copy was started.\n\n");
         return;
     }
     let rows = facts.target.stops.iter().map(|stop| {
-        let settings: Vec<String> = stop.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let settings: Vec<String> = stop
+            .settings
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         let outcome = match stop.outcome {
             StopOutcome::Paused => "paused there",
             StopOutcome::Promoted => "paused there, then promoted for a check",
@@ -199,26 +285,61 @@ fn artifacts(out: &mut String, facts: &Facts) {
             StopOutcome::Failed => "not reached",
             StopOutcome::NotTried => "not tried",
         };
-        let reached = stop.reached_lsn.map_or_else(|| "-".into(), |lsn| quoted(&lsn.to_string()));
+        let reached = stop
+            .reached_lsn
+            .map_or_else(|| "-".into(), |lsn| quoted(&lsn.to_string()));
         let line = stop.stop_line.as_deref().map_or_else(|| "-".into(), quoted);
-        [cell(&stop.purpose), quoted(&settings.join(" ")), outcome.into(), reached, line, duration(stop.duration_ms)]
+        [
+            cell(&stop.purpose),
+            quoted(&settings.join(" ")),
+            outcome.into(),
+            reached,
+            line,
+            duration(stop.duration_ms),
+        ]
     });
-    table(out, ["Stop", "Settings", "Outcome", "Replayed to", "The server's own line", "Time"], rows);
+    table(
+        out,
+        [
+            "Stop",
+            "Settings",
+            "Outcome",
+            "Replayed to",
+            "The server's own line",
+            "Time",
+        ],
+        rows,
+    );
 }
 
 fn health(out: &mut String, facts: &Facts) {
     heading(out, 3, "Health Checks");
-    let application = |name: &str| [name.to_string(), NO_APPLICATION.into(), NO_APPLICATION.into(), "N/A".into()];
-    let mut rows: Vec<[String; 4]> = ["`/healthz` status", "`/healthz` db_connected", "`/readyz` status", "`/readyz` migrations_current"]
-        .map(application)
-        .into();
+    let application = |name: &str| {
+        [
+            name.to_string(),
+            NO_APPLICATION.into(),
+            NO_APPLICATION.into(),
+            "N/A".into(),
+        ]
+    };
+    let mut rows: Vec<[String; 4]> = [
+        "`/healthz` status",
+        "`/healthz` db_connected",
+        "`/readyz` status",
+        "`/readyz` migrations_current",
+    ]
+    .map(application)
+    .into();
     let production = facts.scope.server_version.as_deref().map_or_else(
         || "not asked: a point of the past needs no session in production".into(),
         |version| format!("yes, PostgreSQL {}", cell(version)),
     );
     let (copy, pass) = match facts.check("target") {
         Some(check) => (cell(&check.actual), yes(check.result)),
-        None => ("not reached: the drill ended before".into(), CheckResult::NotRun.to_string()),
+        None => (
+            "not reached: the drill ended before".into(),
+            CheckResult::NotRun.to_string(),
+        ),
     };
     rows.push(["PostgreSQL accepts sessions".into(), production, copy, pass]);
     table(out, ["Check", "Pre-Drill", "Post-Drill", "Pass"], rows);
@@ -229,19 +350,27 @@ fn data_integrity(out: &mut String, facts: &Facts) {
     match &facts.row_proof {
         Some(proof) if !proof.tables.is_empty() => {
             out.push_str(
-                "Counts are those of production under its snapshot and of the copy at the same LSN; a row passes only if \
+                "Counts are those of production under its snapshot and of the copy at the same LSN; a row \
+                 passes only if \
                  count and keyed digest of all rows are equal.\n\n",
             );
             sections::row_table(out, proof);
         }
         _ => {
-            let why = facts
-                .check("row-proof")
-                .map_or_else(|| "not recorded".into(), |check| format!("{}: {}", check.result, check.actual));
+            let why = facts.check("row-proof").map_or_else(
+                || "not recorded".into(),
+                |check| format!("{}: {}", check.result, check.actual),
+            );
             table(
                 out,
                 ["Table", "Pre-Drill Count", "Post-Drill Count", "Variance", "Pass"],
-                [["all tables".into(), "-".into(), "-".into(), cell(&why), CheckResult::NotRun.to_string()]],
+                [[
+                    "all tables".into(),
+                    "-".into(),
+                    "-".into(),
+                    cell(&why),
+                    CheckResult::NotRun.to_string(),
+                ]],
             );
         }
     }
@@ -249,7 +378,9 @@ fn data_integrity(out: &mut String, facts: &Facts) {
 
 fn services(out: &mut String, facts: &Facts) {
     heading(out, 3, "Service Status");
-    let up = facts.check("target").map_or(CheckResult::NotRun, |check| check.result);
+    let up = facts
+        .check("target")
+        .map_or(CheckResult::NotRun, |check| check.result);
     let db = match up {
         CheckResult::Pass => "Up (the copy's own server, private socket), torn down after the checks".into(),
         other => format!("{other}: see Issues Encountered"),
@@ -258,7 +389,12 @@ fn services(out: &mut String, facts: &Facts) {
     table(
         out,
         ["Service", "Status", "Pass"],
-        [["db".into(), db, yes(up)], application("api"), application("web"), application("jobs")],
+        [
+            ["db".into(), db, yes(up)],
+            application("api"),
+            application("web"),
+            application("jobs"),
+        ],
     );
 }
 
@@ -268,15 +404,23 @@ fn smoke_tests(out: &mut String, facts: &Facts) {
         ["API health check".into(), NO_APPLICATION.into()],
         ["Web frontend check".into(), NO_APPLICATION.into()],
     ];
-    let own = facts.checks.iter().filter(|check| !OWN_CHECKS.contains(&check.id.as_str()));
+    let own = facts
+        .checks
+        .iter()
+        .filter(|check| !OWN_CHECKS.contains(&check.id.as_str()));
     let before = rows.len();
-    rows.extend(own.clone().map(|check| [quoted(&check.id), check.result.to_string()]));
+    rows.extend(
+        own.clone()
+            .map(|check| [quoted(&check.id), check.result.to_string()]),
+    );
     let overall = if rows.len() == before {
         "N/A: the profile has no checks of its own".into()
     } else if own.clone().all(|check| check.result == CheckResult::Pass) {
         "PASS".to_string()
     } else {
-        own.map(|check| check.result).max().map_or_else(|| "-".into(), |worst| format!("{worst} (see Checks)"))
+        own.map(|check| check.result)
+            .max()
+            .map_or_else(|| "-".into(), |worst| format!("{worst} (see Checks)"))
     };
     rows.push(["Overall".into(), overall]);
     table(out, ["Test", "Result"], rows);
@@ -284,7 +428,9 @@ fn smoke_tests(out: &mut String, facts: &Facts) {
 
 fn reasons_of(verdict: &Verdict, take: impl Fn(Weight) -> bool) -> Vec<String> {
     let reasons = verdict.reasons.iter().filter(|reason| take(reason.weight));
-    reasons.map(|reason| format!("{}: {}", quoted(&reason.code), reason.text)).collect()
+    reasons
+        .map(|reason| format!("{}: {}", quoted(&reason.code), reason.text))
+        .collect()
 }
 
 fn issues(out: &mut String, facts: &Facts, verdict: &Verdict) {
@@ -313,7 +459,10 @@ fn observations(out: &mut String, facts: &Facts, verdict: &Verdict) {
     if let Some(bracket) = &facts.bracket
         && bracket.attempts > 1
     {
-        items.push(format!("The point in production was made {} times; see the steps.", bracket.attempts));
+        items.push(format!(
+            "The point in production was made {} times; see the steps.",
+            bracket.attempts
+        ));
     }
     list(out, &items);
 }
@@ -322,13 +471,21 @@ fn observations(out: &mut String, facts: &Facts, verdict: &Verdict) {
 fn action(reason: &str) -> &'static str {
     match reason {
         code::WAL_MISSING => "Find the missing WAL, or take a new base backup today",
-        code::OBJECT_DAMAGED => "Run `pgproof verify`, restore the object from another copy, take a new base backup",
-        code::HISTORY_POISONED => "Find out which copy archived its own timeline, and remove that history from the archive",
+        code::OBJECT_DAMAGED => {
+            "Run `pgproof verify`, restore the object from another copy, take a new base backup"
+        }
+        code::HISTORY_POISONED => {
+            "Find out which copy archived its own timeline, and remove that history from the archive"
+        }
         code::ROWS_DIFFER | code::ROWS_UNREADABLE | code::SEQUENCE_BEHIND => {
             "Escalate to the data's owner; compare the tables named above with a restore of the backup before"
         }
-        code::PAGE_CHECKSUMS_BAD | code::AMCHECK_FAILED => "Check production for the same damage with amcheck and pg_checksums",
-        code::RTO_EXCEEDED | code::RTO_AT_RISK => "Shorten the recovery (more frequent backups, faster storage) or agree another objective",
+        code::PAGE_CHECKSUMS_BAD | code::AMCHECK_FAILED => {
+            "Check production for the same damage with amcheck and pg_checksums"
+        }
+        code::RTO_EXCEEDED | code::RTO_AT_RISK => {
+            "Shorten the recovery (more frequent backups, faster storage) or agree another objective"
+        }
         code::RPO_EXCEEDED => "Lower archive_timeout, or find out why archiving lags",
         code::NOT_ARCHIVED => "Find out why archive_command fails; until then every commit is at risk",
         code::ARCHIVE_COMMAND_WOULD_RUN | code::ARCHIVE_CHANGED | code::QUARANTINE_BREACHED => {
@@ -337,7 +494,9 @@ fn action(reason: &str) -> &'static str {
         code::QUARANTINE_PARTIAL | code::QUARANTINE_CONFIGURATION_ONLY => {
             "Run drills on a kernel and under an account that allow every layer of isolation"
         }
-        code::COLLATION_MISMATCH => "Reindex after recovery on hosts with this library version, and say so in the runbook",
+        code::COLLATION_MISMATCH => {
+            "Reindex after recovery on hosts with this library version, and say so in the runbook"
+        }
         code::TARGET_UNREACHABLE | code::TARGET_NOT_REACHED | code::RECOVERY_STOPPED_EARLY => {
             "Find out why the target could not be reached, then drill again within two weeks"
         }
@@ -355,13 +514,22 @@ fn follow_ups(out: &mut String, facts: &Facts, verdict: &Verdict) {
         }
     }
     let unassigned = || "not assigned".to_string();
-    let mut rows: Vec<[String; 4]> =
-        actions.into_iter().map(|action| [cell(action), unassigned(), unassigned(), "open".into()]).collect();
+    let mut rows: Vec<[String; 4]> = actions
+        .into_iter()
+        .map(|action| [cell(action), unassigned(), unassigned(), "open".into()])
+        .collect();
     if verdict.status == Status::Failed {
         // The process asks for a new drill within two weeks after a failed one.
         let due = facts.finished_at.unwrap_or(facts.started_at);
-        let due = due.checked_add(jiff::SignedDuration::from_hours(14 * 24)).map_or_else(|_| unassigned(), day);
-        rows.push(["Drill again after the fix".into(), unassigned(), due, "open".into()]);
+        let due = due
+            .checked_add(jiff::SignedDuration::from_hours(14 * 24))
+            .map_or_else(|_| unassigned(), day);
+        rows.push([
+            "Drill again after the fix".into(),
+            unassigned(),
+            due,
+            "open".into(),
+        ]);
     }
     if rows.is_empty() {
         rows.push(["None required".into(), "-".into(), "-".into(), "-".into()]);
@@ -370,7 +538,11 @@ fn follow_ups(out: &mut String, facts: &Facts, verdict: &Verdict) {
 }
 
 fn footer(out: &mut String, facts: &Facts) {
-    let generated = facts.finished_at.unwrap_or(facts.started_at).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let generated = facts
+        .finished_at
+        .unwrap_or(facts.started_at)
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string();
     let next = facts.identity.next_due.map_or_else(
         || "not scheduled: the profile has no schedule".to_string(),
         |due| {
@@ -378,5 +550,8 @@ fn footer(out: &mut String, facts: &Facts) {
             format!("{} (Q{} {})", day(due), (zoned.month() - 1) / 3 + 1, zoned.year())
         },
     );
-    let _ = write!(out, "---\n\n*Report generated: {generated}*\n*Next scheduled drill: {next}*\n");
+    let _ = write!(
+        out,
+        "---\n\n*Report generated: {generated}*\n*Next scheduled drill: {next}*\n"
+    );
 }

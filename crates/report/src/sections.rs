@@ -1,8 +1,11 @@
-//! What the report says beyond the template: each check, the row proof, the quarantine, the steps, the limits of the proof.
+//! What the report says beyond the template: each check, the row proof, the quarantine, the steps, the limits
+//! of the proof.
 
 use std::fmt::Write;
 
-use drill::facts::{CheckResult, Facts, ProbeResult, QuarantineLevel, RowProof, SequenceState, Side, StepOutcome};
+use drill::facts::{
+    CheckResult, Facts, ProbeResult, QuarantineLevel, RowProof, SequenceState, Side, StepOutcome,
+};
 
 use crate::markdown::{clock, instant, yes};
 use crate::table::{cell, code, duration, fenced, heading, list, table};
@@ -34,11 +37,25 @@ fn checks(out: &mut String, facts: &Facts) {
     let rows = facts.checks.iter().map(|check| {
         let reason = check.reason.as_deref().map_or_else(|| "-".into(), code);
         let result = format!("**{}**", check.result);
-        [code(&check.id), cell(&check.expected), cell(&check.actual), result, reason, duration(check.duration_ms)]
+        [
+            code(&check.id),
+            cell(&check.expected),
+            cell(&check.actual),
+            result,
+            reason,
+            duration(check.duration_ms),
+        ]
     });
-    table(out, ["Check", "Expected", "Actual", "Result", "Reason", "Time"], rows);
-    let definitions: Vec<String> =
-        facts.checks.iter().map(|check| format!("{}: {}", code(&check.id), check.definition)).collect();
+    table(
+        out,
+        ["Check", "Expected", "Actual", "Result", "Reason", "Time"],
+        rows,
+    );
+    let definitions: Vec<String> = facts
+        .checks
+        .iter()
+        .map(|check| format!("{}: {}", code(&check.id), check.definition))
+        .collect();
     out.push_str("What each check looks at:\n\n");
     list(out, &definitions);
 }
@@ -56,33 +73,69 @@ pub fn row_table(out: &mut String, proof: &RowProof) {
         let variance = match (&table.production, &table.copy) {
             (Side::Digest { rows: a, digest: x }, Side::Digest { rows: b, digest: y }) => {
                 let difference = i128::from(*b) - i128::from(*a);
-                if difference == 0 && x != y { "0, but other content".into() } else { difference.to_string() }
+                if difference == 0 && x != y {
+                    "0, but other content".into()
+                } else {
+                    difference.to_string()
+                }
             }
             _ => "unknown".into(),
         };
         let name = code(&format!("{}.{}", table.database, table.table));
-        [name, count(&table.production), count(&table.copy), variance, yes(table.result())]
+        [
+            name,
+            count(&table.production),
+            count(&table.copy),
+            variance,
+            yes(table.result()),
+        ]
     });
-    table(out, ["Table", "Pre-Drill Count", "Post-Drill Count", "Variance", "Pass"], rows);
+    table(
+        out,
+        ["Table", "Pre-Drill Count", "Post-Drill Count", "Variance", "Pass"],
+        rows,
+    );
     if tables.len() > TABLES_MAX {
-        let _ = write!(out, "{} more tables, all equal, are listed in facts.json.\n\n", tables.len() - TABLES_MAX);
+        let _ = write!(
+            out,
+            "{} more tables, all equal, are listed in facts.json.\n\n",
+            tables.len() - TABLES_MAX
+        );
     }
 }
 
 fn bracket(out: &mut String, facts: &Facts) {
     heading(out, 2, "The Point");
     let Some(bracket) = &facts.bracket else {
-        out.push_str("Not applicable: this drill recovered to a point of the past and made none of its own.\n\n");
+        out.push_str(
+            "Not applicable: this drill recovered to a point of the past and made none of its own.\n\n",
+        );
         return;
     };
     let mut rows = vec![
         ["Restore point".into(), code(&bracket.restore_point)],
-        ["Nonce A committed before".into(), code(&bracket.after_nonce_before.to_string())],
-        ["Restore point at".into(), code(&bracket.restore_point_lsn.to_string())],
-        ["Marker, nonce B and sentinel after".into(), code(&bracket.before_nonce_after.to_string())],
+        [
+            "Nonce A committed before".into(),
+            code(&bracket.after_nonce_before.to_string()),
+        ],
+        [
+            "Restore point at".into(),
+            code(&bracket.restore_point_lsn.to_string()),
+        ],
+        [
+            "Marker, nonce B and sentinel after".into(),
+            code(&bracket.before_nonce_after.to_string()),
+        ],
         ["Sentinel before".into(), code(&bracket.sentinel.to_string())],
         ["Marker".into(), code(&bracket.marker)],
-        ["Archived".into(), format!("{} after {}", code(&bracket.last_segment), duration(bracket.archived_after_ms))],
+        [
+            "Archived".into(),
+            format!(
+                "{} after {}",
+                code(&bracket.last_segment),
+                duration(bracket.archived_after_ms)
+            ),
+        ],
         ["Attempts".into(), bracket.attempts.to_string()],
     ];
     rows.extend(bracket.proofs.iter().map(|proof| {
@@ -90,7 +143,10 @@ fn bracket(out: &mut String, facts: &Facts) {
             "{}, exclusive: {} of {} snapshots stand for an LSN, chosen among {} commits",
             proof.lsn, proof.exact_snapshots, proof.snapshots, proof.commits_considered
         );
-        [format!("Row proof of database {}", code(&proof.database)), cell(&text)]
+        [
+            format!("Row proof of database {}", code(&proof.database)),
+            cell(&text),
+        ]
     }));
     table(out, ["Part", "Value"], rows);
 }
@@ -98,8 +154,16 @@ fn bracket(out: &mut String, facts: &Facts) {
 fn sequences(out: &mut String, facts: &Facts) {
     let Some(proof) = &facts.row_proof else { return };
     heading(out, 2, "Sequences");
-    let good = proof.sequences.iter().filter(|sequence| sequence.state == SequenceState::NotBehind).count();
-    let _ = write!(out, "{good} of {} sequences are not behind production.\n\n", proof.sequences.len());
+    let good = proof
+        .sequences
+        .iter()
+        .filter(|sequence| sequence.state == SequenceState::NotBehind)
+        .count();
+    let _ = write!(
+        out,
+        "{good} of {} sequences are not behind production.\n\n",
+        proof.sequences.len()
+    );
     let rest: Vec<[String; 2]> = proof
         .sequences
         .iter()
@@ -112,7 +176,10 @@ fn sequences(out: &mut String, facts: &Facts) {
                 SequenceState::Absent => "absent in the copy".into(),
                 SequenceState::CouldNotLook(why) => format!("could not look: {why}"),
             };
-            [code(&format!("{}.{}", sequence.database, sequence.sequence)), cell(&state)]
+            [
+                code(&format!("{}.{}", sequence.database, sequence.sequence)),
+                cell(&state),
+            ]
         })
         .collect();
     if !rest.is_empty() {
@@ -134,7 +201,11 @@ fn quarantine(out: &mut String, facts: &Facts) {
     let _ = write!(out, "Level: **{level}**.\n\n");
     let rows = quarantine.layers.iter().map(|layer| {
         let applied = if layer.applied { "applied" } else { "not applied" };
-        [cell(&layer.name), applied.into(), cell(layer.reason.as_deref().unwrap_or("-"))]
+        [
+            cell(&layer.name),
+            applied.into(),
+            cell(layer.reason.as_deref().unwrap_or("-")),
+        ]
     });
     table(out, ["Layer", "State", "Reason"], rows);
     let rows = quarantine.probes.iter().map(|probe| {
@@ -143,7 +214,12 @@ fn quarantine(out: &mut String, facts: &Facts) {
             ProbeResult::Breached => "NO",
             ProbeResult::NotRun => "NOT RUN",
         };
-        [cell(&probe.name), cell(&probe.expectation), cell(&probe.outcome), held.into()]
+        [
+            cell(&probe.name),
+            cell(&probe.expectation),
+            cell(&probe.outcome),
+            held.into(),
+        ]
     });
     out.push_str("What was tried from inside the quarantine:\n\n");
     table(out, ["Attempt", "Expected", "Outcome", "As expected"], rows);
@@ -162,11 +238,17 @@ fn substitutions(out: &mut String, facts: &Facts) {
         out.push_str("None recorded.\n\n");
         return;
     }
-    out.push_str("The plan is the one that `pgproof restore` would make; the drill differs from it in this:\n\n");
-    let rows = facts
-        .substitutions
-        .iter()
-        .map(|each| [code(&each.name), cell(&each.restore), cell(&each.drill), cell(&each.why)]);
+    out.push_str(
+        "The plan is the one that `pgproof restore` would make; the drill differs from it in this:\n\n",
+    );
+    let rows = facts.substitutions.iter().map(|each| {
+        [
+            code(&each.name),
+            cell(&each.restore),
+            cell(&each.drill),
+            cell(&each.why),
+        ]
+    });
     table(out, ["What", "In a restore", "In this drill", "Why"], rows);
 }
 
@@ -182,10 +264,19 @@ fn archive(out: &mut String, facts: &Facts) {
         [
             ["Objects before".into(), archive.objects_before.to_string()],
             ["Objects after".into(), archive.objects_after.to_string()],
-            ["Added by production itself".into(), archive.added_by_production.to_string()],
-            ["Added by anybody else".into(), cell(&archive.unexpected.join(", "))],
+            [
+                "Added by production itself".into(),
+                archive.added_by_production.to_string(),
+            ],
+            [
+                "Added by anybody else".into(),
+                cell(&archive.unexpected.join(", ")),
+            ],
             ["Disappeared".into(), cell(&archive.missing.join(", "))],
-            ["Histories that lead away from production".into(), cell(&archive.foreign_histories.join(", "))],
+            [
+                "Histories that lead away from production".into(),
+                cell(&archive.foreign_histories.join(", ")),
+            ],
         ],
     );
 }
@@ -200,9 +291,20 @@ fn steps(out: &mut String, facts: &Facts) {
         };
         let detail = cell(step.detail.as_deref().unwrap_or("-"));
         let number = (number + 1).to_string();
-        [number, cell(&step.title), clock(step.started_at), duration(step.duration_ms), outcome.into(), detail]
+        [
+            number,
+            cell(&step.title),
+            clock(step.started_at),
+            duration(step.duration_ms),
+            outcome.into(),
+            detail,
+        ]
     });
-    table(out, ["#", "Step", "Start (UTC)", "Time", "Outcome", "Detail"], rows);
+    table(
+        out,
+        ["#", "Step", "Start (UTC)", "Time", "Outcome", "Detail"],
+        rows,
+    );
 }
 
 fn plan(out: &mut String, facts: &Facts) {
@@ -221,7 +323,9 @@ fn server_log(out: &mut String, facts: &Facts) {
         out.push_str("Empty: no copy was started, or it wrote nothing.\n\n");
         return;
     }
-    out.push_str("Lines of the copy's own processes; those of sessions are left out, since they may quote values.\n\n");
+    out.push_str(
+        "Lines of the copy's own processes; those of sessions are left out, since they may quote values.\n\n",
+    );
     fenced(out, &facts.server_log);
 }
 
@@ -230,8 +334,19 @@ fn limits(out: &mut String, facts: &Facts) {
     list(out, &facts.limits);
     if !facts.scope.excluded.is_empty() {
         out.push_str("Left out of the row proof:\n\n");
-        let rows = facts.scope.excluded.iter().take(LISTED_MAX).map(|each| [code(&each.what), cell(&each.why)]);
+        let rows = facts
+            .scope
+            .excluded
+            .iter()
+            .take(LISTED_MAX)
+            .map(|each| [code(&each.what), cell(&each.why)]);
         table(out, ["What", "Why"], rows);
     }
-    let _ = write!(out, "Facts of {} ({}), version {}.\n\n", facts.identity.drill_id, instant(facts.started_at), facts.version);
+    let _ = write!(
+        out,
+        "Facts of {} ({}), version {}.\n\n",
+        facts.identity.drill_id,
+        instant(facts.started_at),
+        facts.version
+    );
 }

@@ -6,7 +6,11 @@ use std::fmt::Write;
 pub fn cell(text: &str) -> String {
     let one_line: Vec<&str> = text.split_whitespace().collect();
     let text = one_line.join(" ");
-    if text.is_empty() { "-".into() } else { text.replace('\\', "\\\\").replace('|', "\\|") }
+    if text.is_empty() {
+        "-".into()
+    } else {
+        text.replace('\\', "\\\\").replace('|', "\\|")
+    }
 }
 
 /// A value in code style.
@@ -46,7 +50,12 @@ pub fn list(out: &mut String, items: &[String]) {
 
 /// Lines as they are, in a fence that none of them can close.
 pub fn fenced(out: &mut String, lines: &[String]) {
-    let longest = lines.iter().flat_map(|line| line.split(|c| c != '`')).map(str::len).max().unwrap_or(0);
+    let longest = lines
+        .iter()
+        .flat_map(|line| line.split(|c| c != '`'))
+        .map(str::len)
+        .max()
+        .unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
     let _ = writeln!(out, "{fence}text");
     for line in lines {
@@ -67,7 +76,11 @@ pub fn bytes(bytes: u64) -> String {
         value /= 1024.0;
         unit = next;
     }
-    if unit == "bytes" { format!("{bytes} bytes") } else { format!("{value:.1} {unit}") }
+    if unit == "bytes" {
+        format!("{bytes} bytes")
+    } else {
+        format!("{value:.1} {unit}")
+    }
 }
 
 /// Milliseconds for people.

@@ -399,3 +399,104 @@ pub(crate) fn decode_node<N: Node>(plain: &[u8], object: &str) -> Result<N> {
         None => Err(damaged("It is empty")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_length_allocates_nothing() {
+        // A list that says it has 2^63 elements, in each place where a node has one.
+        let huge = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F];
+        for zeros in 0..8 {
+            let bytes = [&[NODE_VERSION], vec![0; zeros].as_slice(), &huge].concat();
+            assert_eq!(
+                decode_node::<Leaf>(&bytes, "x").unwrap_err().code(),
+                "object-damaged"
+            );
+            assert_eq!(
+                decode_node::<Overlay>(&bytes, "x").unwrap_err().code(),
+                "object-damaged"
+            );
+            assert_eq!(
+                decode_node::<Page>(&bytes, "x").unwrap_err().code(),
+                "object-damaged"
+            );
+            assert_eq!(
+                decode_node::<Root>(&bytes, "x").unwrap_err().code(),
+                "object-damaged"
+            );
+        }
+    }
+
+    #[test]
+    fn a_leaf_whose_parts_disagree_is_refused() {
+        let run = BlockRun {
+            blocks: 2,
+            pack: 0,
+            frame: 0,
+            offset: 128,
+            stored_length: 100,
+            slot: 0,
+        };
+        let pack = PackRef {
+            run: "20260815T020003Z".parse().unwrap(),
+            number: 1,
+        };
+        let good = Leaf {
+            first_block: 0,
+            lsns: vec![1, 2],
+            flags: vec![0, 0],
+            digests: vec![7; 32],
+            packs: vec![pack],
+            runs: vec![run],
+        };
+        let decoded = |leaf: &Leaf| decode_node::<Leaf>(&encode_node(leaf).unwrap(), "x");
+        assert_eq!(decoded(&good).unwrap(), good);
+        let runs = |run| Leaf {
+            runs: vec![run],
+            ..good.clone()
+        };
+        for bad in [
+            Leaf {
+                lsns: vec![1],
+                ..good.clone()
+            },
+            Leaf {
+                digests: vec![7; 31],
+                ..good.clone()
+            },
+            Leaf {
+                packs: vec![],
+                ..good.clone()
+            },
+            Leaf {
+                first_block: u32::MAX,
+                ..good.clone()
+            },
+            Leaf {
+                runs: vec![run, run],
+                ..good.clone()
+            },
+            runs(BlockRun { blocks: 0, ..run }),
+            runs(BlockRun { blocks: 1, ..run }),
+            runs(BlockRun { slot: 15, ..run }),
+            runs(BlockRun {
+                offset: u64::MAX,
+                ..run
+            }),
+            runs(BlockRun {
+                stored_length: 0,
+                ..run
+            }),
+        ] {
+            assert_eq!(decoded(&bad).unwrap_err().code(), "object-damaged", "{bad:?}");
+        }
+        let mut newer = encode_node(&good).unwrap();
+        newer[0] = 2;
+        assert_eq!(
+            decode_node::<Leaf>(&newer, "x").unwrap_err().code(),
+            "repository-format"
+        );
+    }
+}

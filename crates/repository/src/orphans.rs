@@ -75,8 +75,13 @@ fn path_key(identity: &Identity, path: &RelativePath) -> u64 {
 }
 
 impl OrphanIndex {
-    /// Reads the footers of all complete rows packs of these runs. A pack that cannot be read is left alone.
-    pub(crate) fn load(cluster: &ClusterRepository, runs: &[RunId]) -> Result<Self> {
+    /// Reads the footers of all complete rows packs of these runs, but not of those that `skip` names. A pack
+    /// that cannot be read is left alone.
+    pub(crate) fn load(
+        cluster: &ClusterRepository,
+        runs: &[RunId],
+        skip: &dyn Fn(&PackRef) -> bool,
+    ) -> Result<Self> {
         let mut index = OrphanIndex {
             cluster: cluster.clone(),
             packs: Vec::new(),
@@ -90,6 +95,9 @@ impl OrphanIndex {
                     continue;
                 };
                 let pack = PackRef { run: *run, number };
+                if skip(&pack) {
+                    continue;
+                }
                 match index.read(&pack, object.size) {
                     Ok(footer) => index.add(pack, object.size, &footer),
                     // Damage is verify's business; here it only means that the blocks are stored again.

@@ -551,6 +551,15 @@ pub(crate) mod tests {
         ] {
             assert_eq!(open(kind, name, bytes).unwrap_err().code(), "object-damaged");
         }
+        // A header that was made to say another kind, with a right CRC.
+        let mut relabelled = seal(&ours, Kind::Statement);
+        relabelled[10] = Kind::Record as u8;
+        let crc = crc32c::crc32c(&relabelled[..124]);
+        relabelled[124..128].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(
+            open(Kind::Record, name, relabelled).unwrap_err().code(),
+            "object-damaged"
+        );
         // More than the caller is ready to hold.
         let bytes = seal(&ours, Kind::Statement);
         let error = container::open_small(ours.keychain(), Kind::Statement, name, bytes, 3).unwrap_err();

@@ -331,7 +331,12 @@ impl Run {
             self.state_intent(&mut state, runs.clone(), now)?;
         }
         // Read after the intent is durable: what is found now stays.
-        let index = OrphanIndex::load(&self.inner.cluster, &runs)?;
+        // A pack that the parent uses already is the parent's business, not least when it is retiring.
+        let of_parent = |pack: &PackRef| {
+            let parent = self.inner.parent.as_ref();
+            parent.is_some_and(|parent| parent.packs.contains_key(&(PackKind::Rows, *pack)))
+        };
+        let index = OrphanIndex::load(&self.inner.cluster, &runs, &of_parent)?;
         for pack in &index.packs {
             self.inner.tree.rows_pack(pack.pack, pack.size, pack.blocks);
         }

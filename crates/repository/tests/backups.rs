@@ -590,3 +590,23 @@ fn a_kept_last_block_that_has_grown_must_be_read() {
     run.publish(&backup, now()).unwrap();
     assert!(restore(&fixture.cluster, &backup).unwrap()["f"] == content);
 }
+
+#[test]
+fn a_mostly_dead_pack_of_an_interrupted_run_is_not_taken_up_again() {
+    let fixture = fixture();
+    let mut random = Random(15);
+    let mut files = Files::from([("base/5/1".to_string(), random.pages(1000))]);
+    let run = fixture.cluster.start_run(None, now()).unwrap();
+    let interrupted = run.id();
+    store_files(&run, &files, 1, 1, 1 << 20);
+    drop(run);
+    let content = files.get_mut("base/5/1").unwrap();
+    content[..800 * BLOCK_BYTES].copy_from_slice(&random.pages(800));
+    let (first, statistics) = back_up(&fixture.cluster, &files, None);
+    assert_eq!(statistics.blocks_adopted, 200);
+    let (second, statistics) = back_up(&fixture.cluster, &files, Some(&first));
+    assert_eq!((statistics.blocks_adopted, statistics.blocks_stored), (0, 200));
+    let table = fixture.cluster.pack_table(&second).unwrap();
+    assert!(table.iter().all(|line| line.pack.run != interrupted));
+    assert!(restore(&fixture.cluster, &second).unwrap() == files);
+}

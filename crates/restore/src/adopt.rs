@@ -1,9 +1,9 @@
 //! Adoption: a restored directory becomes production.
 //!
-//! The server must have finished recovery and be stopped, or be restarted afterwards: `archive_mode` changes only at a
-//! start. Invariants: production's own `postgresql.auto.conf` lines come back, ours go, and lines that steer recovery or
-//! name another server never come back; the marker goes last, durably, so that an interruption leaves a directory that
-//! still cannot archive.
+//! The server must have finished recovery and be stopped, or be restarted afterwards: `archive_mode` changes
+//! only at a start. Invariants: production's own `postgresql.auto.conf` lines come back, ours go, and lines
+//! that steer recovery or name another server never come back; the marker goes last, durably, so that an
+//! interruption leaves a directory that still cannot archive.
 
 use std::path::{Path, PathBuf};
 
@@ -45,7 +45,8 @@ const LEFT_OUT: [&str; 15] = [
     "promote_trigger_file",
 ];
 
-/// Makes a restored directory production. Errors: `not-restored`, `recovery-unfinished`, and those of writing.
+/// Makes a restored directory production. Errors: `not-restored`, `recovery-unfinished`, and those of
+/// writing.
 pub fn adopt(data_directory: &Path) -> Result<Adopted> {
     let shown = data_directory.display();
     let Some(marker) = read_marker(data_directory)? else {
@@ -62,9 +63,18 @@ pub fn adopt(data_directory: &Path) -> Result<Adopted> {
         );
     }
     if data_directory.join("recovery.signal").exists() || data_directory.join("standby.signal").exists() {
-        return Err(Error::new("recovery-unfinished", format!("recovery of \"{shown}\" has not finished"))
-            .detail("recovery.signal is still there: the server was not started, is still recovering, or is paused.")
-            .hint("Start the server and let it finish; when it is paused at the target, run SELECT pg_wal_replay_resume()."));
+        return Err(Error::new(
+            "recovery-unfinished",
+            format!("recovery of \"{shown}\" has not finished"),
+        )
+        .detail(
+            "recovery.signal is still there: the server was not started, is still recovering, or \
+             is paused.",
+        )
+        .hint(
+            "Start the server and let it finish; when it is paused at the target, run SELECT \
+             pg_wal_replay_resume().",
+        ));
     }
     let path = data_directory.join("postgresql.auto.conf");
     let reference = data_directory.join(REFERENCE_FOLDER).join("postgresql.auto.conf");

@@ -1,8 +1,8 @@
 //! Keeping what exists aside, by renaming. Hard rules 11 (design) and 24.
 //!
-//! Invariants: nothing is copied, nothing is removed, nothing is overwritten; what was moved is a data directory that
-//! starts again from its new place, links to tablespaces included; a run that was interrupted here is finished by the
-//! next one.
+//! Invariants: nothing is copied, nothing is removed, nothing is overwritten; what was moved is a data
+//! directory that starts again from its new place, links to tablespaces included; a run that was interrupted
+//! here is finished by the next one.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -107,7 +107,8 @@ fn cannot(from: &Path, to: &Path, error: &std::io::Error) -> Error {
     .detail("Nothing was removed; what was not moved is where it was.");
     match error.kind() {
         ErrorKind::PermissionDenied => made.hint(
-            "The account needs the right to rename in the directory above it: run pgproof as root, or restore into \
+            "The account needs the right to rename in the directory above it: run pgproof as root, or \
+             restore into \
              another directory.",
         ),
         _ => made,

@@ -238,7 +238,8 @@ fn live_pid(data_directory: &Path) -> Option<i32> {
     let number = text.lines().next()?.trim().parse::<i32>().ok()?.checked_abs()?;
     let pid = rustix::process::Pid::from_raw(number)?;
     match rustix::process::test_kill_process(pid) {
-        // A server's working directory is its data directory: another one means that the number was used again.
+        // A server's working directory is its data directory: another one means that the number was used
+        // again.
         Ok(()) | Err(rustix::io::Errno::PERM) => match std::fs::read_link(format!("/proc/{number}/cwd")) {
             Ok(directory) if std::fs::canonicalize(data_directory).is_ok_and(|own| own != directory) => None,
             _ => Some(number),

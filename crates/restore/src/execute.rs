@@ -1,9 +1,10 @@
 //! Carrying a plan out: a flat list of steps. Nothing is decided here.
 //!
-//! Order, and what an interruption leaves: (1) everything that can fail without touching anything is tried; (2) what
-//! exists is kept aside, under a journal; (3) the marker is written, then files, settings, signal; (4) one sync; (5) the
-//! marker says complete, and `pg_control` is put in place by renaming. Until (5) the directory cannot start, and the
-//! same restore can be run again; what was kept aside stays where it is in every case.
+//! Order, and what an interruption leaves: (1) everything that can fail without touching anything is tried;
+//! (2) what exists is kept aside, under a journal; (3) the marker is written, then files, settings, signal;
+//! (4) one sync; (5) the marker says complete, and `pg_control` is put in place by renaming. Until (5) the
+//! directory cannot start, and the same restore can be run again; what was kept aside stays where it is in
+//! every case.
 
 use std::path::{Path, PathBuf};
 
@@ -57,8 +58,8 @@ const FOLDERS: [&str; 5] = [
     "pg_replslot",
 ];
 
-/// Restores. Errors: `destination-changed`, `restore-write`, `aside-rename`, `object-damaged` and those of the store;
-/// each says how to go on and how to go back.
+/// Restores. Errors: `destination-changed`, `restore-write`, `aside-rename`, `object-damaged` and those of
+/// the store; each says how to go on and how to go back.
 pub fn execute(
     plan: &Plan,
     cluster: &ClusterRepository,
@@ -68,7 +69,11 @@ pub fn execute(
         .stops
         .first()
         .ok_or_else(|| Error::new("plan-empty", "the plan has no stop"))?;
-    let lock = plan.destination.is_dir().then(|| lock(&plan.destination)).transpose()?;
+    let lock = plan
+        .destination
+        .is_dir()
+        .then(|| lock(&plan.destination))
+        .transpose()?;
     unchanged(plan)?;
     let backup = cluster.backup(plan.backup)?;
     let tree = TreeReader::open(cluster, &backup)?;
@@ -105,7 +110,8 @@ fn lock(directory: &Path) -> Result<std::fs::File> {
         Ok(()) => Ok(folder),
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let message = format!("another restore into \"{}\" is running", directory.display());
-            Err(Error::new("destination-busy", message).hint("Wait for it, or stop it, then run the same command again."))
+            Err(Error::new("destination-busy", message)
+                .hint("Wait for it, or stop it, then run the same command again."))
         }
         // A file system without locks: do without.
         Err(_) => Ok(folder),
@@ -271,6 +277,9 @@ fn fill(
     options.progress.step(Step::Write, plan.bytes, plan.files);
     let written = write_files(plan, cluster, tree, options.threads, options.progress)?;
     write_settings(plan)?;
+    for segment in &plan.wal_carried {
+        carry(plan, segment)?;
+    }
     for (name, mode, content) in &late.others {
         write_durably(&destination.join(name), content, *mode, plan.owner)?;
     }
@@ -297,6 +306,19 @@ fn fill(
         files: written.files + late.others.len() as u64 + 1,
         bytes: written.bytes + late_bytes as u64,
     })
+}
+
+/// Copies a segment into `pg_wal`. Not a link: the server recycles its segments by writing over them.
+fn carry(plan: &Plan, from: &Path) -> Result<()> {
+    let to = plan
+        .destination
+        .join("pg_wal")
+        .join(from.file_name().unwrap_or_default());
+    let message = || format!("cannot copy \"{}\" to \"{}\"", from.display(), to.display());
+    std::fs::copy(from, &to).map_err(|error| Error::io("restore-write", message(), &error))?;
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&to, private).map_err(|error| write_error(&to, &error))?;
+    crate::sync::give(&to, plan.owner)
 }
 
 fn write_settings(plan: &Plan) -> Result<()> {
@@ -401,7 +423,8 @@ fn remove_journal(destination: &Path) -> Result<()> {
     }
 }
 
-/// Removes what an interrupted restore wrote: the marker said that all of it was ours, and there is no `pg_control`.
+/// Removes what an interrupted restore wrote: the marker said that all of it was ours, and there is no
+/// `pg_control`.
 fn clear(plan: &Plan, earlier: &Marker) -> Result<()> {
     let remove = |path: &Path| -> Result<()> {
         let removed = match std::fs::symlink_metadata(path) {
@@ -470,8 +493,10 @@ fn undo(plan: &Plan) -> Vec<String> {
             KeptAside::Contents { .. } | KeptAside::Tablespace { .. } => {
                 let abandoned = format!("{from}/abandoned");
                 commands.push(format!(
-                    "mkdir {abandoned} && find {from} -mindepth 1 -maxdepth 1 ! -name abandoned ! -name 'pre_pitr_*' \
-                     ! -name lost+found -exec mv -t {abandoned} {{}} + && find {to} -mindepth 1 -maxdepth 1 -exec mv -t \
+                    "mkdir {abandoned} && find {from} -mindepth 1 -maxdepth 1 ! -name abandoned ! -name \
+                     'pre_pitr_*' \
+                     ! -name lost+found -exec mv -t {abandoned} {{}} + && find {to} -mindepth 1 -maxdepth \
+                     1 -exec mv -t \
                      {from} {{}} +"
                 ));
             }
@@ -490,16 +515,26 @@ fn shell(path: &Path) -> String {
 
 /// Adds to an error of keeping aside what is where now.
 fn with_way_on(error: Error, plan: &Plan) -> Error {
-    let mut detail = error.detail_text().map(|text| format!("{text}\n")).unwrap_or_default();
+    let mut detail = error
+        .detail_text()
+        .map(|text| format!("{text}\n"))
+        .unwrap_or_default();
     for kept in &plan.kept_aside {
         let (from, to) = kept.paths();
         if std::fs::symlink_metadata(to).is_ok() {
             let (from, to) = (from.display(), to.display());
-            detail.push_str(&format!("What was in \"{from}\" is still there, or in \"{to}\".\n"));
+            detail.push_str(&format!(
+                "What was in \"{from}\" is still there, or in \"{to}\".\n"
+            ));
         }
     }
-    let mut hint = error.hint_text().map(|text| format!("{text}\n")).unwrap_or_default();
-    hint.push_str("The same command can be run again when the cause is gone: it goes on with the same folders.");
+    let mut hint = error
+        .hint_text()
+        .map(|text| format!("{text}\n"))
+        .unwrap_or_default();
+    hint.push_str(
+        "The same command can be run again when the cause is gone: it goes on with the same folders.",
+    );
     error.detail(detail.trim_end()).hint(hint)
 }
 

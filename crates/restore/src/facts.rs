@@ -1,9 +1,10 @@
 //! What a plan is made from: the request, the backups with what the archive says of each, and the host.
 //!
-//! [`gather`] looks (it reads the archive's indexes and the destination); [`crate::plan`] decides. Invariant: nothing
-//! is changed here.
+//! [`gather`] looks (it reads the archive's indexes and the destination); [`crate::plan`] decides. Invariant:
+//! nothing is changed here.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use diagnostic::{Error, Result};
 use history::{
@@ -15,6 +16,7 @@ use repository::{Backup, BackupId};
 use serde::{Deserialize, Serialize};
 
 use crate::destination::{DestinationFacts, LocationState, inspect, location_state};
+use crate::unarchived::{PgWal, old_directory};
 
 /// What recovery does at a stop: `recovery_target_action`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +98,8 @@ pub struct Request {
     pub restore_command: String,
     pub purpose: Purpose,
     pub configuration: Configuration,
-    /// Further settings for `postgresql.auto.conf`, taking precedence over ours except those that steer recovery.
+    /// Further settings for `postgresql.auto.conf`, taking precedence over ours except those that steer
+    /// recovery.
     pub settings: Vec<(String, String)>,
     /// User and group of the files; `None`: those of an existing destination, else of the one who runs this.
     pub owner: Option<(u32, u32)>,
@@ -153,12 +156,16 @@ pub struct Facts {
     pub tablespaces: Vec<TablespaceFacts>,
     /// Paths of tablespaces that replay creates.
     pub created_tablespaces: Vec<TablespaceFacts>,
+    /// Segments that the chosen way needs, that no copy has, and that the directory to be replaced holds.
+    pub unarchived: Vec<(TimelineId, u64)>,
+    /// Where that directory is: the destination, or where an interrupted restore kept it aside.
+    pub old_directory: Option<PathBuf>,
     /// Histories that would divert a recovery that follows `latest`.
     pub unreachable_histories: Vec<UnreachableHistory>,
 }
 
-/// Looks at backups, archive and host. `backups`: all of the cluster, in any order; `archive`: of the system identifier
-/// of the newest of them (see [`system_of`]).
+/// Looks at backups, archive and host. `backups`: all of the cluster, in any order; `archive`: of the system
+/// identifier of the newest of them (see [`system_of`]).
 ///
 /// Errors: `no-backup`, `backup-unknown`, `timeline-unknown`, `timeline-ambiguous`, those of reading.
 pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result<Facts> {
@@ -184,6 +191,19 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
         }
     }
     let timelines = known_timelines(archive, backups);
+    let destination = inspect(&request.destination)?;
+    let old_directory = old_directory(&request.destination, &destination.state);
+    let archived = archive;
+    let extended = match &old_directory {
+        // A live server goes on writing: the plan will refuse it anyway.
+        Some(old) if destination.live_pid.is_none() => {
+            PgWal::open(old, archive.system(), archive.segment_size())?
+                .map(|pg_wal| archive.extended(Arc::new(pg_wal)))
+                .transpose()?
+        }
+        _ => None,
+    };
+    let archive = extended.as_ref().unwrap_or(archive);
     let wanted: Vec<Wanted> = request.stops.iter().map(|stop| stop.wanted.clone()).collect();
     // The newest backup's timeline is the one that the cluster lives on, unless somebody says otherwise.
     let timeline = request.timeline.unwrap_or(newest.timeline);
@@ -235,7 +255,6 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
             break;
         }
     }
-    let destination = inspect(&request.destination)?;
     let chosen = attempts.last().filter(|attempt| attempt.reaches_all());
     let tablespaces = match chosen {
         Some(attempt) => crate::tablespaces::locations(&request, &attempt.backup, &destination)?
@@ -266,6 +285,15 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
             })
         })
         .collect::<Result<_>>()?;
+    let wal = chosen
+        .and_then(|attempt| attempt.trace.as_ref())
+        .map(|trace| trace.wal.as_slice());
+    let unarchived = wal
+        .unwrap_or_default()
+        .iter()
+        .flat_map(|range| (range.first..=range.last).map(|number| (range.timeline, number)))
+        .filter(|(timeline, number)| !archived.has(*timeline, *number))
+        .collect();
     let backed_up = backups
         .iter()
         .filter(|backup| backup.system_identifier == archive.system())
@@ -278,7 +306,9 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
         destination,
         tablespaces,
         created_tablespaces,
-        unreachable_histories: archive.unreachable_histories(&backed_up)?,
+        unarchived,
+        old_directory,
+        unreachable_histories: archived.unreachable_histories(&backed_up)?,
         request,
     })
 }

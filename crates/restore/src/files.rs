@@ -1,9 +1,9 @@
 //! Writing a backup's files, by several threads with bounded memory.
 //!
-//! One thread walks the directory of the backup in path order, makes directories and links, and hands out work; workers
-//! read blocks and write files. Invariants: every file is new (`O_EXCL`), so nothing that exists is written through;
-//! blocks that are all zero are left out, which the file system gives back as zeros; memory is that of the queue and one
-//! buffer for each worker, whatever the size of the database.
+//! One thread walks the directory of the backup in path order, makes directories and links, and hands out
+//! work; workers read blocks and write files. Invariants: every file is new (`O_EXCL`), so nothing that
+//! exists is written through; blocks that are all zero are left out, which the file system gives back as
+//! zeros; memory is that of the queue and one buffer for each worker, whatever the size of the database.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};

@@ -1,10 +1,11 @@
-//! From the repository to a data directory: gather facts, plan, execute; serve WAL to recovery; adopt the result.
+//! From the repository to a data directory: gather facts, plan, execute; serve WAL to recovery; adopt the
+//! result.
 //!
 //! `restore` never starts a server: an operator or a drill does. Invariants of the whole room:
 //!
 //! - A target that cannot be reached is refused before anything is touched, with the nearest point that can.
-//! - A plan leaves no choice open; [`execute`] does what it says or stops, and never destroys an existing directory:
-//!   that is kept aside by renaming.
+//! - A plan leaves no choice open; [`execute`] does what it says or stops, and never destroys an existing
+//!   directory: that is kept aside by renaming.
 //! - A half-restored directory cannot start: `global/pg_control` is put in place last, synced.
 //! - A restored directory carries the marker `pgproof.restored` and archives nothing until it is adopted.
 
@@ -23,6 +24,7 @@ mod progress;
 mod settings;
 mod sync;
 mod tablespaces;
+mod unarchived;
 pub mod wal;
 
 pub use adopt::{Adopted, adopt};

@@ -1,9 +1,9 @@
 //! The marker `pgproof.restored`: this directory was restored, and is not production until it is adopted.
 //!
-//! `wal push` refuses from a marked directory (hard rule 23). The marker also says how far a restore came, so that one
-//! that was interrupted can be run again. Invariants: the marker is written before the first file and replaced by
-//! renaming; a directory counts as half restored, and may be emptied by the next restore, only when its marker says
-//! that files were being written **and** it has no `global/pg_control`.
+//! `wal push` refuses from a marked directory (hard rule 23). The marker also says how far a restore came, so
+//! that one that was interrupted can be run again. Invariants: the marker is written before the first file
+//! and replaced by renaming; a directory counts as half restored, and may be emptied by the next restore,
+//! only when its marker says that files were being written **and** it has no `global/pg_control`.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,8 @@ use crate::sync::write_durably;
 /// Its name, in the data directory.
 pub const MARKER_NAME: &str = "pgproof.restored";
 
-/// While what exists is being moved aside, the same contents stand under this name: the old directory is not marked as
-/// restored by a move that never came to pass.
+/// While what exists is being moved aside, the same contents stand under this name: the old directory is not
+/// marked as restored by a move that never came to pass.
 pub(crate) const JOURNAL_NAME: &str = "pgproof.keeping-aside";
 
 /// How far a restore came.

@@ -1,15 +1,16 @@
-//! The planner that `restore` and `drill` share: facts in, a plan out, or a refusal with the nearest reachable point.
+//! The planner that `restore` and `drill` share: facts in, a plan out, or a refusal with the nearest
+//! reachable point.
 //!
-//! Pure. A [`Plan`] is a value without choices left: serialisable, printable, comparable. Invariants: every target is
-//! resolved in the archive; the timeline is a number; an existing directory is kept aside, never removed; nothing is
-//! planned over a live server, a foreign directory, or a tablespace that may be in use.
+//! Pure. A [`Plan`] is a value without choices left: serialisable, printable, comparable. Invariants: every
+//! target is resolved in the archive; the timeline is a number; an existing directory is kept aside, never
+//! removed; nothing is planned over a live server, a foreign directory, or a tablespace that may be in use.
 
 use std::path::{Path, PathBuf};
 
 use diagnostic::{Error, Result};
 use history::{Maxima, ResolvedTarget, TablespaceCreated, Target, Unreachable, WalRange};
 use jiff::Timestamp;
-use postgres::{Lsn, Oid, SystemIdentifier, TimelineId};
+use postgres::{Lsn, Oid, SystemIdentifier, TimelineId, segment_name};
 use repository::{Backup, BackupId};
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +36,8 @@ pub enum KeptAside {
     Rename { from: PathBuf, to: PathBuf },
     /// The contents of a mount point, into a folder within it.
     Contents { from: PathBuf, to: PathBuf },
-    /// A tablespace's contents, into a folder within its location; the link of the directory kept aside is set anew.
+    /// A tablespace's contents, into a folder within its location; the link of the directory kept aside is
+    /// set anew.
     Tablespace { oid: Oid, from: PathBuf, to: PathBuf },
 }
 
@@ -88,6 +90,8 @@ pub struct Plan {
     pub wal: Vec<WalRange>,
     pub wal_segments: u64,
     pub wal_segment_size: u32,
+    /// Segments that no copy has: copied from the directory that is replaced, where it is kept aside.
+    pub wal_carried: Vec<PathBuf>,
     /// Records between segments that could not be put together: commits in them are not counted above.
     pub wal_unread: Vec<Lsn>,
     pub destination: PathBuf,
@@ -122,10 +126,11 @@ pub struct Plan {
 
 /// Makes the plan. `now`: the wall clock, for the name of what is kept aside.
 ///
-/// Refusals: `target-before-backup-end`, `target-beyond-archive`, `time-target-needs-later-commit`, `wal-gap`,
-/// `wal-damaged`, `unknown-xid`, `unknown-restore-point`, `backup-not-on-timeline`, `destination-live`,
-/// `destination-foreign`, `destination-occupied`, `destination-not-a-directory`, `destination-too-small`,
-/// `destination-permission`, `tablespace-location-in-use`, `tablespace-created-in-use`.
+/// Refusals: `target-before-backup-end`, `target-beyond-archive`, `time-target-needs-later-commit`,
+/// `wal-gap`, `wal-damaged`, `unknown-xid`, `unknown-restore-point`, `backup-not-on-timeline`,
+/// `destination-live`, `destination-foreign`, `destination-occupied`, `destination-not-a-directory`,
+/// `destination-too-small`, `destination-permission`, `tablespace-location-in-use`,
+/// `tablespace-created-in-use`.
 pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
     let attempt = choose(facts)?;
     let backup = &attempt.backup;
@@ -181,6 +186,7 @@ pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
         wal_segments: trace.segments(),
         wal: trace.wal.clone(),
         wal_segment_size: backup.geometry.wal_segment_size,
+        wal_carried: carried(facts, &kept_aside, backup.geometry.wal_segment_size),
         wal_unread: trace.unread.clone(),
         destination: request.destination.clone(),
         found: destination.state.clone(),
@@ -216,7 +222,8 @@ fn choose(facts: &Facts) -> Result<&Attempt> {
     if let Some(attempt) = facts.attempts.last().filter(|attempt| attempt.reaches_all()) {
         return Ok(attempt);
     }
-    // The newest backup that lies on the way speaks for what the archive has; the oldest for what lies before.
+    // The newest backup that lies on the way speaks for what the archive has; the oldest for what lies
+    // before.
     let on_the_way: Vec<&Attempt> = facts
         .attempts
         .iter()
@@ -249,9 +256,18 @@ fn choose(facts: &Facts) -> Result<&Attempt> {
         let timeline = facts
             .timeline
             .map_or(String::new(), |timeline| format!(" {timeline}"));
-        return Err(Error::new("backup-not-on-timeline", format!("no backup lies on the history of timeline{timeline}"))
-            .detail(reasons.join("\n"))
-            .hint("Choose the timeline of a backup with --timeline, or leave --timeline out; `pgproof list` shows them."));
+        return Err(Error::new(
+            "backup-not-on-timeline",
+            format!(
+                "no backup lies on the history of \
+         timeline{timeline}"
+            ),
+        )
+        .detail(reasons.join("\n"))
+        .hint(
+            "Choose the timeline of a backup with --timeline, or leave --timeline out; `pgproof \
+             list` shows them.",
+        ));
     };
     match attempt.obstacle() {
         Some((at, why)) => {
@@ -339,14 +355,18 @@ fn refuse_destination(facts: &Facts, backup: &Backup) -> Result<()> {
     }
     let needed = backup.bytes_restored;
     if destination.free_bytes < needed && facts.tablespaces.is_empty() {
-        return Err(Error::new("destination-too-small", format!("there is not enough room for \"{path}\""))
-            .detail(format!(
-                "The backup's files have {needed} bytes; {} are free on the file system of \"{}\". What is there is \
+        return Err(Error::new(
+            "destination-too-small",
+            format!("there is not enough room for \"{path}\""),
+        )
+        .detail(format!(
+            "The backup's files have {needed} bytes; {} are free on the file system of \"{}\". What \
+                 is there is \
                  kept aside, so its room is not given free.",
-                destination.free_bytes,
-                destination.existing_parent.display()
-            ))
-            .hint("Make room, or choose a directory on another file system with --into."));
+            destination.free_bytes,
+            destination.existing_parent.display()
+        ))
+        .hint("Make room, or choose a directory on another file system with --into."));
     }
     Ok(())
 }
@@ -380,6 +400,20 @@ fn keep_aside(destination: &DestinationFacts, stamp: &str) -> Vec<KeptAside> {
         DestinationState::HalfKeptAside(marker) => marker.kept_aside.clone(),
         _ => Vec::new(),
     }
+}
+
+/// Where the segments that no copy has are found once the old directory is kept aside.
+fn carried(facts: &Facts, kept_aside: &[KeptAside], segment_size: u32) -> Vec<PathBuf> {
+    let aside = kept_aside.iter().find_map(crate::unarchived::kept_at);
+    let Some(old) = aside.or_else(|| facts.old_directory.clone()) else {
+        return Vec::new();
+    };
+    let name = |(timeline, number): &(TimelineId, u64)| segment_name(*timeline, *number, segment_size);
+    facts
+        .unarchived
+        .iter()
+        .map(|segment| old.join("pg_wal").join(name(segment)))
+        .collect()
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -567,19 +601,24 @@ fn notes(facts: &Facts, attempt: &Attempt, stops: &[Stop], generated: &[Generate
             ""
         };
         notes.push(format!(
-            "The history of timeline {}{who} leaves timeline {} at {}, before its archived end at {}; this plan follows \
+            "The history of timeline {}{who} leaves timeline {} at {}, before its archived end at {}; \
+             this plan follows \
              timeline {} by its number.",
             history.timeline,
             history.parent,
             history.switch,
             history.parent_end,
-            attempt.path.as_ref().map_or(TimelineId(0), |path| path.timeline())
+            attempt
+                .path
+                .as_ref()
+                .map_or(TimelineId(0), |path| path.timeline())
         ));
     }
     let unread = attempt.trace.as_ref().map_or(0, |trace| trace.unread.len());
     if unread > 0 {
         notes.push(format!(
-            "{unread} records that span two WAL segments could not be read here; commits among them are not counted, and \
+            "{unread} records that span two WAL segments could not be read here; commits among them are \
+             not counted, and \
              recovery may stop at one of them."
         ));
     }
@@ -599,7 +638,8 @@ fn notes(facts: &Facts, attempt: &Attempt, stops: &[Stop], generated: &[Generate
         && facts.request.configuration == Configuration::Restored
     {
         notes.push(
-            "The configuration lay outside of the data directory. Started with its own configuration files, the server \
+            "The configuration lay outside of the data directory. Started with its own configuration \
+             files, the server \
              still takes recovery's settings from postgresql.auto.conf."
                 .into(),
         );
@@ -609,7 +649,8 @@ fn notes(facts: &Facts, attempt: &Attempt, stops: &[Stop], generated: &[Generate
     });
     if dropped {
         notes.push(
-            "Paused before a transaction ends, its locks are held: a table that it drops cannot be read before promotion."
+            "Paused before a transaction ends, its locks are held: a table that it drops cannot be read \
+             before promotion."
                 .into(),
         );
     }
@@ -619,7 +660,8 @@ fn notes(facts: &Facts, attempt: &Attempt, stops: &[Stop], generated: &[Generate
         .is_some_and(|trace| !trace.custom_resource_managers.is_empty())
     {
         notes.push(
-            "The WAL holds records of extensions' resource managers: shared_preload_libraries must load these extensions."
+            "The WAL holds records of extensions' resource managers: shared_preload_libraries must load \
+             these extensions."
                 .into(),
         );
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use history::{Archive, KnownHistory, MemorySource, Target, Wanted};
 use postgres::{
-    Event, EventKind, HistoryStep, Lsn, SegmentIndex, SystemIdentifier, TimelineHistory, TimelineId, Timestamp,
-    TransactionEnd, TransactionEndKind, Verdict, Xid,
+    Event, EventKind, HistoryStep, Lsn, SegmentIndex, SystemIdentifier, TimelineHistory, TimelineId,
+    Timestamp, TransactionEnd, TransactionEndKind, Verdict, Xid,
 };
 use repository::Backup;
 
@@ -110,7 +110,13 @@ fn archive(indexes: Vec<SegmentIndex>) -> Archive {
 fn ordinary_archive() -> Archive {
     archive(vec![
         segment(3, &[(0x300_1000, 731, "2026-08-15T10:00:00Z")]),
-        segment(4, &[(0x400_1000, 740, "2026-08-15T14:00:00Z"), (0x400_2000, 741, "2026-08-15T14:30:00Z")]),
+        segment(
+            4,
+            &[
+                (0x400_1000, 740, "2026-08-15T14:00:00Z"),
+                (0x400_2000, 741, "2026-08-15T14:30:00Z"),
+            ],
+        ),
     ])
 }
 
@@ -126,7 +132,8 @@ fn request(target: Target) -> Request {
         backup: None,
         destination: "/nonexistent/pgproof/data".into(),
         tablespaces: Vec::new(),
-        restore_command: "'/usr/bin/pgproof' --config '/etc/pgproof/pgproof.toml' wal get --cluster main %f %p".into(),
+        restore_command:
+            "'/usr/bin/pgproof' --config '/etc/pgproof/pgproof.toml' wal get --cluster main %f %p".into(),
         purpose: Purpose::Server,
         configuration: Configuration::Restored,
         settings: Vec::new(),
@@ -179,8 +186,11 @@ fn an_existing_directory_and_its_tablespaces_are_kept_aside() {
         system_identifier: Some(SystemIdentifier(SYSTEM)),
         tablespaces: vec![(16390, "/srv/fast".into())],
     };
-    facts.tablespaces =
-        vec![TablespaceFacts { oid: 16390, location: "/srv/fast".into(), state: LocationState::Occupied(vec!["PG_15_202209061".into()]) }];
+    facts.tablespaces = vec![TablespaceFacts {
+        oid: 16390,
+        location: "/srv/fast".into(),
+        state: LocationState::Occupied(vec!["PG_15_202209061".into()]),
+    }];
     let plan = plan(&facts, now()).unwrap();
     assert_eq!(
         plan.kept_aside,
@@ -198,7 +208,9 @@ fn an_existing_directory_and_its_tablespaces_are_kept_aside() {
     );
     facts.destination.mount_point = true;
     let plan = crate::plan::plan(&facts, now()).unwrap();
-    assert!(matches!(&plan.kept_aside[0], KeptAside::Contents { to, .. } if to == Path::new("/nonexistent/pgproof/data/pre_pitr_20260815T150000Z")));
+    assert!(
+        matches!(&plan.kept_aside[0], KeptAside::Contents { to, .. } if to == Path::new("/nonexistent/pgproof/data/pre_pitr_20260815T150000Z"))
+    );
 }
 
 #[test]
@@ -216,18 +228,39 @@ fn the_newest_backup_that_ended_before_the_target_is_taken() {
     assert_eq!(to("2026-08-15T12:00:00Z").unwrap(), "20260815T020003Z");
     assert_eq!(to("2026-08-15T02:00:10Z").unwrap(), "20260814T020003Z");
     assert_eq!(to("2026-08-15T02:00:11Z").unwrap(), "20260815T020003Z");
-    assert_eq!(to("2026-08-14T02:00:10Z").unwrap_err().code(), "target-before-backup-end");
+    assert_eq!(
+        to("2026-08-14T02:00:10Z").unwrap_err().code(),
+        "target-before-backup-end"
+    );
     let by_xid = facts(request(Target::BeforeXid(Xid(700))), &backups, &archive);
-    assert_eq!(plan(&by_xid, now()).unwrap().backup.to_string(), "20260814T020003Z");
+    assert_eq!(
+        plan(&by_xid, now()).unwrap().backup.to_string(),
+        "20260814T020003Z"
+    );
 }
 
 #[test]
 fn refusals_before_and_beyond_name_the_nearest_point() {
-    insta::assert_snapshot!("refusal_before_backup_end", refusal(&planned(Target::Time(at("2026-08-15T01:00:00Z")))).render());
-    insta::assert_snapshot!("refusal_needs_later_commit", refusal(&planned(Target::Time(at("2026-08-16T01:00:00Z")))).render());
-    insta::assert_snapshot!("refusal_beyond_archive", refusal(&planned(Target::Lsn(Lsn(0x900_0000)))).render());
-    insta::assert_snapshot!("refusal_unknown_xid", refusal(&planned(Target::Xid(Xid(9)))).render());
-    let gap = archive(vec![segment(3, &[(0x300_1000, 731, "2026-08-15T10:00:00Z")]), segment(5, &[])]);
+    insta::assert_snapshot!(
+        "refusal_before_backup_end",
+        refusal(&planned(Target::Time(at("2026-08-15T01:00:00Z")))).render()
+    );
+    insta::assert_snapshot!(
+        "refusal_needs_later_commit",
+        refusal(&planned(Target::Time(at("2026-08-16T01:00:00Z")))).render()
+    );
+    insta::assert_snapshot!(
+        "refusal_beyond_archive",
+        refusal(&planned(Target::Lsn(Lsn(0x900_0000)))).render()
+    );
+    insta::assert_snapshot!(
+        "refusal_unknown_xid",
+        refusal(&planned(Target::Xid(Xid(9)))).render()
+    );
+    let gap = archive(vec![
+        segment(3, &[(0x300_1000, 731, "2026-08-15T10:00:00Z")]),
+        segment(5, &[]),
+    ]);
     let facts = facts(request(Target::Latest), &[backup(15, 0x300_0028)], &gap);
     insta::assert_snapshot!("refusal_wal_gap", refusal(&facts).render());
 }
@@ -235,19 +268,41 @@ fn refusals_before_and_beyond_name_the_nearest_point() {
 #[test]
 fn a_poisoned_history_diverts_nothing_and_is_told() {
     let mut source = MemorySource::default();
-    for index in [segment(3, &[]), segment(4, &[(0x400_1000, 740, "2026-08-15T14:00:00Z")])] {
+    for index in [
+        segment(3, &[]),
+        segment(4, &[(0x400_1000, 740, "2026-08-15T14:00:00Z")]),
+    ] {
         source.indexes.insert((index.timeline, index.number), index);
     }
-    let step = HistoryStep { parent: TimelineId(1), switch: Lsn(0x380_0000), reason: String::new() };
+    let step = HistoryStep {
+        parent: TimelineId(1),
+        switch: Lsn(0x380_0000),
+        reason: String::new(),
+    };
     source.histories.push(KnownHistory {
-        history: TimelineHistory { timeline: TimelineId(2), steps: vec![step] },
+        history: TimelineHistory {
+            timeline: TimelineId(2),
+            steps: vec![step],
+        },
         object: "00000002.history".into(),
     });
     let archive = Archive::of(Arc::new(source), SystemIdentifier(SYSTEM), MIB16).unwrap();
-    let plan = plan(&facts(request(Target::Latest), &[backup(15, 0x300_0028)], &archive), now()).unwrap();
+    let plan = plan(
+        &facts(request(Target::Latest), &[backup(15, 0x300_0028)], &archive),
+        now(),
+    )
+    .unwrap();
     assert_eq!(plan.timeline, TimelineId(1));
-    assert!(plan.stops[0].settings.contains(&("recovery_target_timeline".into(), "1".into())));
-    assert!(plan.notes[0].contains("timeline 2, written by nobody that is known here,"), "{:?}", plan.notes);
+    assert!(
+        plan.stops[0]
+            .settings
+            .contains(&("recovery_target_timeline".into(), "1".into()))
+    );
+    assert!(
+        plan.notes[0].contains("timeline 2, written by nobody that is known here,"),
+        "{:?}",
+        plan.notes
+    );
     let mut followed = request(Target::Latest);
     followed.timeline = Some(TimelineId(7));
     let error = gather(followed, &[backup(15, 0x300_0028)], &archive).unwrap_err();
@@ -257,13 +312,29 @@ fn a_poisoned_history_diverts_nothing_and_is_told() {
 #[test]
 fn backup_that_began_after_the_fork_is_refused() {
     let mut archive = ordinary_archive();
-    let step = HistoryStep { parent: TimelineId(1), switch: Lsn(0x200_0000), reason: String::new() };
-    archive.add_history(TimelineHistory { timeline: TimelineId(2), steps: vec![step] }, "00000002.history".into());
+    let step = HistoryStep {
+        parent: TimelineId(1),
+        switch: Lsn(0x200_0000),
+        reason: String::new(),
+    };
+    archive.add_history(
+        TimelineHistory {
+            timeline: TimelineId(2),
+            steps: vec![step],
+        },
+        "00000002.history".into(),
+    );
     let mut followed = request(Target::Latest);
     followed.timeline = Some(TimelineId(2));
     let error = refusal(&facts(followed, &[backup(15, 0x300_0028)], &archive));
     assert_eq!(error.code(), "backup-not-on-timeline");
-    assert!(error.detail_text().unwrap().contains("leaves timeline 1 at 0/2000000"), "{error:?}");
+    assert!(
+        error
+            .detail_text()
+            .unwrap()
+            .contains("leaves timeline 1 at 0/2000000"),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -273,14 +344,29 @@ fn destinations_in_use_are_refused() {
         change(&mut facts);
         assert_eq!(refusal(&facts).code(), code);
     };
-    check(&|facts| facts.destination.live_pid = Some(4711), "destination-live");
-    check(&|facts| facts.destination.state = DestinationState::Other(vec!["letters".into()]), "destination-occupied");
-    check(&|facts| facts.destination.state = DestinationState::NotADirectory, "destination-not-a-directory");
-    check(&|facts| facts.destination.owner = Some((0, 0)), "destination-permission");
+    check(
+        &|facts| facts.destination.live_pid = Some(4711),
+        "destination-live",
+    );
+    check(
+        &|facts| facts.destination.state = DestinationState::Other(vec!["letters".into()]),
+        "destination-occupied",
+    );
+    check(
+        &|facts| facts.destination.state = DestinationState::NotADirectory,
+        "destination-not-a-directory",
+    );
+    check(
+        &|facts| facts.destination.owner = Some((0, 0)),
+        "destination-permission",
+    );
     check(
         &|facts| {
             let system_identifier = Some(SystemIdentifier(1));
-            facts.destination.state = DestinationState::DataDirectory { system_identifier, tablespaces: Vec::new() };
+            facts.destination.state = DestinationState::DataDirectory {
+                system_identifier,
+                tablespaces: Vec::new(),
+            };
         },
         "destination-foreign",
     );
@@ -304,14 +390,20 @@ fn replay_that_would_create_a_tablespace_in_use_is_refused_but_a_copy_leaves_it_
         lsn: Lsn(0x400_0800),
         end: Lsn(0x400_0840),
         xid: Xid(739),
-        kind: EventKind::TablespaceCreated { tablespace: 16500, path: "/nonexistent/slow".into() },
+        kind: EventKind::TablespaceCreated {
+            tablespace: 16500,
+            path: "/nonexistent/slow".into(),
+        },
     });
     let archive = archive(vec![segment(3, &[]), index]);
     let backups = [backup(15, 0x300_0028)];
     let mut facts = facts(request(Target::Latest), &backups, &archive);
     let made = plan(&facts, now()).unwrap();
     assert_eq!(made.directories, [PathBuf::from("/nonexistent/slow")]);
-    assert!(made.to_string().contains("creates tablespace 16500 at /nonexistent/slow (0/4000800)"));
+    assert!(
+        made.to_string()
+            .contains("creates tablespace 16500 at /nonexistent/slow (0/4000800)")
+    );
     facts.created_tablespaces[0].state = LocationState::Occupied(vec!["PG_15_202209061".into()]);
     let error = refusal(&facts);
     assert_eq!(error.code(), "tablespace-created-in-use");
@@ -339,16 +431,27 @@ fn settings_are_the_maxima_of_the_control_file_and_the_wal() {
         },
     });
     let archive = archive(vec![segment(3, &[]), index]);
-    let plan = plan(&facts(request(Target::Latest), &[backup(15, 0x300_0028)], &archive), now()).unwrap();
+    let plan = plan(
+        &facts(request(Target::Latest), &[backup(15, 0x300_0028)], &archive),
+        now(),
+    )
+    .unwrap();
     assert_eq!(
-        (plan.maxima.max_connections, plan.maxima.max_worker_processes, plan.maxima.max_prepared_transactions),
+        (
+            plan.maxima.max_connections,
+            plan.maxima.max_worker_processes,
+            plan.maxima.max_prepared_transactions
+        ),
         (400, 8, 5)
     );
 }
 
 #[test]
 fn an_interrupted_restore_is_planned_again_and_remembers_what_was_kept_aside() {
-    let kept = KeptAside::Rename { from: "/nonexistent/pgproof/data".into(), to: "/old".into() };
+    let kept = KeptAside::Rename {
+        from: "/nonexistent/pgproof/data".into(),
+        to: "/old".into(),
+    };
     let mut facts = planned(Target::Latest);
     facts.destination.state = DestinationState::HalfRestored(Box::new(Marker {
         version: 1,
@@ -375,7 +478,8 @@ fn an_interrupted_restore_is_planned_again_and_remembers_what_was_kept_aside() {
 #[test]
 fn nothing_of_productions_settings_steers_recovery() {
     let plan = plan(&planned(Target::Time(at("2026-08-15T14:05:00Z"))), now()).unwrap();
-    let production = "# Do not edit this file manually!\narchive_command = 'cp %p /prod/%f'\nrecovery_target_xid = '5'\n";
+    let production =
+        "# Do not edit this file manually!\narchive_command = 'cp %p /prod/%f'\nrecovery_target_xid = '5'\n";
     let text = crate::settings::auto_conf(&plan, &plan.stops[0], production);
     let live: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
     insta::assert_snapshot!("auto_conf", live.join("\n"));

@@ -78,6 +78,9 @@ impl fmt::Display for Plan {
                 counted(range.last - range.first + 1, "segment")
             )?;
         }
+        for path in &self.wal_carried {
+            writeln!(f, "  WAL          not archived: copied from {}", path.display())?;
+        }
         writeln!(
             f,
             "  files        {}, {}",

@@ -1,8 +1,8 @@
 //! Bringing files to disk.
 //!
-//! Invariants: a file written by [`write_durably`] is whole under its name or not there; [`SyncPoint`] reports write
-//! errors that happened since it was opened, by `syncfs` where the kernel does so (Linux 5.8 and later), else by fsync
-//! of every file and directory.
+//! Invariants: a file written by [`write_durably`] is whole under its name or not there; [`SyncPoint`]
+//! reports write errors that happened since it was opened, by `syncfs` where the kernel does so (Linux 5.8
+//! and later), else by fsync of every file and directory.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -18,6 +18,9 @@ pub(crate) fn write_error(path: &Path, error: &std::io::Error) -> Error {
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
             made.hint("Run pgproof as the account that owns the data directory, or as root.")
+        }
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            made.hint("Make room on that file system, or restore to another one.")
         }
         _ => made,
     }

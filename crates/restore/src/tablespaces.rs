@@ -1,7 +1,7 @@
 //! Where tablespaces go. Hard rules 24 and 30; field guide 1.7.
 //!
-//! Invariants: a restored tablespace never lies where another cluster's may be in use: it goes where somebody said, or
-//! where the very directory that is being replaced had it, or beside the new data directory.
+//! Invariants: a restored tablespace never lies where another cluster's may be in use: it goes where somebody
+//! said, or where the very directory that is being replaced had it, or beside the new data directory.
 
 use std::path::{Path, PathBuf};
 

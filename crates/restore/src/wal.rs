@@ -1,8 +1,10 @@
-//! Serving WAL to recovery: one file, whole, in its place, or the certainty that there is none. Hard rules 20 and 27.
+//! Serving WAL to recovery: one file, whole, in its place, or the certainty that there is none. Hard rules 20
+//! and 27.
 //!
-//! Invariants: the file appears under its final name by renaming, complete and verified; it is never linked to anything
-//! that is kept. [`PlacedWal::Absent`] means that *every* copy answered, none has the file, and none has a later segment
-//! of that timeline. Everything else is an error, which the caller turns into an exit code that stops recovery.
+//! Invariants: the file appears under its final name by renaming, complete and verified; it is never linked
+//! to anything that is kept. [`PlacedWal::Absent`] means that *every* copy answered, none has the file, and
+//! none has a later segment of that timeline. Everything else is an error, which the caller turns into an
+//! exit code that stops recovery.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -47,8 +49,8 @@ pub enum PlacedWal {
     Absent(Absent),
 }
 
-/// System identifier and segment size of a data directory (recovery's working directory). Errors: `control-file-read`,
-/// `control-file-damaged`.
+/// System identifier and segment size of a data directory (recovery's working directory). Errors:
+/// `control-file-read`, `control-file-damaged`.
 pub fn identify(data_directory: &Path) -> Result<PlaceOptions> {
     let path = data_directory.join("global/pg_control");
     let bytes = std::fs::read(&path).map_err(|error| {
@@ -67,8 +69,9 @@ pub fn identify(data_directory: &Path) -> Result<PlaceOptions> {
 
 /// Puts the file that recovery asks for (`%f`) where it wants it (`%p`).
 ///
-/// Errors: `wal-file-name`, `wal-gap` (later segments exist), `wal-unavailable` (a copy could not be asked and none has
-/// it), `wal-segment-name` (its content is another segment's), `history-ambiguous`, those of reading and writing.
+/// Errors: `wal-file-name`, `wal-gap` (later segments exist), `wal-unavailable` (a copy could not be asked
+/// and none has it), `wal-segment-name` (its content is another segment's), `history-ambiguous`, those of
+/// reading and writing.
 pub fn place_wal(
     file: &str,
     destination: &Path,
@@ -139,12 +142,18 @@ fn segment(
             .map_err(|error| unavailable(&name, &copy.repository().store().url(), error))?;
         if let Some(newest) = newest.filter(|newest| newest.number > number) {
             let later = segment_name(timeline, newest.number, options.wal_segment_size);
-            return Err(Error::new("wal-gap", format!("WAL segment {name} is in no copy, and later ones are"))
-                .detail(format!("The newest archived segment of timeline {timeline} is {later}."))
-                .hint(format!(
-                    "If the segment is still in the primary's pg_wal, run `pgproof wal push {name}` there; otherwise \
+            return Err(Error::new(
+                "wal-gap",
+                format!("WAL segment {name} is in no copy, and later ones are"),
+            )
+            .detail(format!(
+                "The newest archived segment of timeline {timeline} is {later}."
+            ))
+            .hint(format!(
+                "If the segment is still in the primary's pg_wal, run `pgproof wal push {name}` \
+                     there; otherwise \
                      restore to a point before the gap."
-                )));
+            )));
         }
     }
     Ok(PlacedWal::Absent(Absent { copies: absent }))
@@ -220,9 +229,18 @@ fn whole_file(
                 for content in contents {
                     match &found {
                         Some((_, other)) if *other != content => {
-                            return Err(Error::new("history-ambiguous", format!("{name} is archived with different contents"))
-                                .detail("Two servers were promoted without knowing of each other.")
-                                .hint("Restore with --timeline naming a timeline whose history is one, or take a new backup."));
+                            return Err(Error::new(
+                                "history-ambiguous",
+                                format!(
+                                    "{name} is archived with \
+                             different contents"
+                                ),
+                            )
+                            .detail("Two servers were promoted without knowing of each other.")
+                            .hint(
+                                "Restore with --timeline naming a timeline whose history is one, or \
+                                 take a new backup.",
+                            ));
                         }
                         Some(_) => {}
                         None => found = Some((url.clone(), content)),

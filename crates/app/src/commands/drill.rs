@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use diagnostic::{Error, Result};
 use drill::{Drill, DrillTarget, Facts, Profile, SandboxOptions, SqlCheck, Verdict};
@@ -290,7 +290,6 @@ fn abort_on_signals() -> Result<Arc<AtomicBool>> {
         .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&abort)))
         .map_err(|error| Error::io("signals", "cannot handle signals", &error))?;
     }
-    debug_assert!(!abort.load(Ordering::Relaxed));
     Ok(abort)
 }
 

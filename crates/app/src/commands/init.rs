@@ -356,7 +356,9 @@ fn write_new(path: &Path, content: &[u8], mode: u32, owner: Account) -> Result<(
 }
 
 fn write_key(plan: &Plan) -> Result<()> {
-    let KeySource::File(path) = &plan.key else { return Ok(()) };
+    let KeySource::File(path) = &plan.key else {
+        return Ok(());
+    };
     let text = RecipientKey::generate()?.to_key_file_text()?;
     write_new(path, text.as_bytes(), 0o600, plan.owner)
 }
@@ -561,8 +563,14 @@ fn show(
     if let KeySource::PassphraseCommand(_) = plan.key {
         line("Without the passphrase nothing can be restored. Keep it elsewhere too.".to_owned());
     } else {
-        line("Without the key nothing can be restored. Keep a copy of it elsewhere; this prints it:".to_owned());
-        line(format!("  pgproof --config {config} key export {}", arguments.copy));
+        line(
+            "Without the key nothing can be restored. Keep a copy of it elsewhere; this prints it:"
+                .to_owned(),
+        );
+        line(format!(
+            "  pgproof --config {config} key export {}",
+            arguments.copy
+        ));
     }
     line("Next:".to_owned());
     line(format!("  pgproof --config {config} check"));

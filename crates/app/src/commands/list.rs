@@ -105,8 +105,13 @@ fn find<'a>(copies: &'a [OpenCopy], name: &str) -> Result<(&'a OpenCopy, Backup)
     if name == "latest" {
         let mut newest: Option<(&OpenCopy, Backup)> = None;
         for copy in copies {
-            let Some(backup) = copy.cluster.backups()?.pop() else { continue };
-            if newest.as_ref().is_none_or(|(_, other)| other.backup < backup.backup) {
+            let Some(backup) = copy.cluster.backups()?.pop() else {
+                continue;
+            };
+            if newest
+                .as_ref()
+                .is_none_or(|(_, other)| other.backup < backup.backup)
+            {
                 newest = Some((copy, backup));
             }
         }

@@ -54,6 +54,11 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
         output::notice(format!("warning: {warning}"));
     }
     if context.json {
+        let milliseconds = |length: std::time::Duration| length.as_secs_f64() * 1000.0;
+        let phases = json!({
+            "read": milliseconds(result.phases.read), "index": milliseconds(result.phases.index),
+            "store": milliseconds(result.phases.store), "total": milliseconds(result.phases.total),
+        });
         let each: Vec<_> = result
             .copies
             .iter()
@@ -66,7 +71,7 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
                 })
             })
             .collect();
-        output::json(&json!({ "file": result.file, "copies": each, "phases": result.phases }));
+        output::json(&json!({ "file": result.file, "copies": each, "milliseconds": phases }));
     }
     Ok(exit::DONE)
 }
@@ -162,6 +167,14 @@ pub fn get(context: &Context, arguments: &cli::WalGet) -> Result<u8> {
         }
         _ => wal::place_wal(&arguments.file, &here.join(&arguments.path), &clusters, &options)?,
     };
+    if let PlacedWal::Placed(placed) = &placed {
+        for failed in &placed.failed {
+            output::notice(format!(
+                "warning: {} came from another copy: {failed}",
+                arguments.file
+            ));
+        }
+    }
     // A copy that could not be opened has not answered, so nothing is absent.
     if let (PlacedWal::Absent(_), Some((name, error))) = (&placed, copies.failed.first()) {
         return Err(error.clone().context(format!(

@@ -43,14 +43,14 @@ impl World {
     /// `pgproof init --apply`, and not backed up yet.
     pub fn start(test: &str) -> Option<World> {
         let programs = testing::programs_or_skip(test)?;
+        // The archive_command is init's to set: one on the server's command line would win over it.
         let settings = [
+            ("archive_mode", "on"),
             ("fsync", "off"),
             ("max_wal_size", "2GB"),
-            ("wal_compression", "off"),
         ];
         let production = TestCluster::start(&TestOptions {
             checksums: true,
-            archive_command: Some("false".into()),
             settings: settings
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
@@ -79,7 +79,6 @@ impl World {
                 "--repository",
                 &repository,
                 "--apply",
-                "--replace-archive-command",
             ])
             .ok();
         Some(world)

@@ -28,7 +28,10 @@ pub(super) struct Item {
 /// Where the bytes are.
 pub(super) enum Source {
     /// A file of the cluster, as it was listed.
-    File { entry: Entry, size: u64 },
+    File {
+        entry: Entry,
+        size: u64,
+    },
     /// Content that is at hand (captured configuration).
     Memory(Vec<u8>),
     Directory,
@@ -64,7 +67,13 @@ pub(super) enum Work {
     /// Whole small files: items of this range that are files.
     Batch(std::ops::Range<usize>),
     /// Some blocks of a large file.
-    Part { item: usize, file: Arc<SourceFile>, size: u64, first_block: u32, blocks: u32 },
+    Part {
+        item: usize,
+        file: Arc<SourceFile>,
+        size: u64,
+        first_block: u32,
+        blocks: u32,
+    },
 }
 
 /// See the module.
@@ -91,7 +100,11 @@ struct Large {
 impl<'a> Dispatcher<'a> {
     /// `items` are in path order; the index of an item is its sequence number in the tree.
     pub(super) fn new(items: &'a [Item], tree: &'a TreeWriter) -> Self {
-        Dispatcher { items, tree, state: Mutex::new(State::default()) }
+        Dispatcher {
+            items,
+            tree,
+            state: Mutex::new(State::default()),
+        }
     }
 
     /// No more work is handed out.
@@ -121,10 +134,18 @@ impl<'a> Dispatcher<'a> {
                             file.will_be_sequential();
                             let size = file.size(&entry.absolute)?;
                             if size > u64::from(u32::MAX) * BLOCK_BYTES as u64 {
-                                return Err(Error::new("file-too-large", format!("file \"{}\" is too large", item.path))
-                                    .detail("A file of 32 TiB or more cannot be backed up."));
+                                return Err(Error::new(
+                                    "file-too-large",
+                                    format!("file \"{}\" is too large", item.path),
+                                )
+                                .detail("A file of 32 TiB or more cannot be backed up."));
                             }
-                            state.large = Some(Large { item: first, file: Arc::new(file), size, next_block: 0 });
+                            state.large = Some(Large {
+                                item: first,
+                                file: Arc::new(file),
+                                size,
+                                next_block: 0,
+                            });
                         }
                         None => self.tree.skip(first as u64)?,
                     }
@@ -137,7 +158,10 @@ impl<'a> Dispatcher<'a> {
                             || matches!(item.source, Source::Memory(_));
                         // A directory among small files does not break the batch: its worker settles it.
                         let passive = matches!(item.source, Source::Directory | Source::Symlink(_));
-                        if !(small || passive) || end - first >= BATCH_FILES || (end > first && bytes >= BATCH_BYTES) {
+                        if !(small || passive)
+                            || end - first >= BATCH_FILES
+                            || (end > first && bytes >= BATCH_BYTES)
+                        {
                             break;
                         }
                         bytes += item.bytes();
@@ -166,7 +190,15 @@ pub(super) fn settle(tree: &TreeWriter, index: usize, item: &Item) -> Result<()>
         Source::Symlink(target) => repository::EntryKind::Symlink(target.clone()),
         _ => repository::EntryKind::Directory,
     };
-    tree.add(index as u64, FileEntry { path: item.path.clone(), mode: item.mode, size: 0, kind })
+    tree.add(
+        index as u64,
+        FileEntry {
+            path: item.path.clone(),
+            mode: item.mode,
+            size: 0,
+            kind,
+        },
+    )
 }
 
 /// The next part of the large file at hand; clears it when that was the last one.
@@ -176,7 +208,13 @@ fn next_part(large: &mut Option<Large>) -> Option<Work> {
     let first_block = at_hand.next_block;
     let blocks = total.saturating_sub(first_block).min(LEAF_BLOCKS);
     at_hand.next_block = first_block.saturating_add(blocks);
-    let work = Work::Part { item: at_hand.item, file: at_hand.file.clone(), size: at_hand.size, first_block, blocks };
+    let work = Work::Part {
+        item: at_hand.item,
+        file: at_hand.file.clone(),
+        size: at_hand.size,
+        first_block,
+        blocks,
+    };
     if at_hand.next_block >= total {
         *large = None;
     }

@@ -26,15 +26,18 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    /// The excused pages as the record keeps them.
-    pub(super) fn for_the_record(&self) -> Vec<ExcusedPage> {
+    /// As the record keeps them: excused pages, and damaged ones.
+    pub(super) fn for_the_record(&self) -> (Vec<ExcusedPage>, Vec<ExcusedPage>) {
         let page = |(page, reason): &(BadPage, String)| ExcusedPage {
             path: page.path.clone(),
             block: page.block,
             page_lsn: page.lsn,
             reason: reason.clone(),
         };
-        self.excused.iter().map(page).collect()
+        (
+            self.excused.iter().map(page).collect(),
+            self.damaged.iter().map(page).collect(),
+        )
     }
 }
 
@@ -58,21 +61,30 @@ pub(super) fn judge(wal: &BackupWal<'_>, pages: Vec<BadPage>, count: u64) -> Jud
     }
     let unnamed = count.saturating_sub(pages.len() as u64);
     let inside = |page: &BadPage| wal.start <= page.lsn && page.lsn <= wal.stop;
-    let window = if pages.iter().any(inside) { read_window(wal) } else { Ok(WindowOfWal::new(wal.start, wal.stop)) };
+    let window = if pages.iter().any(inside) {
+        read_window(wal)
+    } else {
+        Ok(WindowOfWal::new(wal.start, wal.stop))
+    };
     for page in pages {
         if !inside(&page) {
-            let reason = format!("its LSN {} is not in the backup's WAL, {} to {}", page.lsn, wal.start, wal.stop);
+            let reason = format!(
+                "its LSN {} is not in the backup's WAL, {} to {}",
+                page.lsn, wal.start, wal.stop
+            );
             judged.damaged(page, reason);
             continue;
         }
         match &window {
             Err(error) => judged.could_not_look(page, error),
-            Ok(window) => match window.excuse(&page.relation.locator, page.relation.fork, page.relation_block) {
-                Some(excuse) => judged.excused.push((page, reason(excuse).into())),
-                None => {
-                    judged.damaged(page, "the backup's WAL carries no image of it".into());
+            Ok(window) => {
+                match window.excuse(&page.relation.locator, page.relation.fork, page.relation_block) {
+                    Some(excuse) => judged.excused.push((page, reason(excuse).into())),
+                    None => {
+                        judged.damaged(page, "the backup's WAL carries no image of it".into());
+                    }
                 }
-            },
+            }
         }
     }
     let untold = unnamed + (judged.damaged.len().saturating_sub(FINDINGS_MAX)) as u64;
@@ -96,9 +108,10 @@ impl Judged {
                 "{}; {reason}. The backup holds the page as it was read, and is recorded.",
                 capitalised(&page.problem)
             ),
-            hint: "Look at the server's disk and its kernel log. An earlier backup may hold the page intact: \
+            hint:
+                "Look at the server's disk and its kernel log. An earlier backup may hold the page intact: \
                    pin it before it expires (`pgproof pin`)."
-                .into(),
+                    .into(),
         };
         self.push(page, reason, finding);
     }
@@ -128,7 +141,10 @@ impl Judged {
 
 fn capitalised(text: &str) -> String {
     let mut characters = text.chars();
-    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+    characters
+        .next()
+        .map(|first| first.to_uppercase().chain(characters).collect())
+        .unwrap_or_default()
 }
 
 fn reason(excuse: Excuse) -> &'static str {
@@ -155,13 +171,19 @@ fn read_window(wal: &BackupWal<'_>) -> Result<WindowOfWal> {
             }
         };
         if let Err(end) = window.add_segment(&bytes, wal.timeline)? {
-            return Err(Error::new("wal-segment-damaged", format!("WAL segment {name} is damaged: {end}")));
+            return Err(Error::new(
+                "wal-segment-damaged",
+                format!("WAL segment {name} is damaged: {end}"),
+            ));
         }
     }
     if window.is_complete() {
         return Ok(window);
     }
-    Err(Error::new("wal-segment-damaged", format!("the backup's WAL ends before {}", wal.stop)))
+    Err(Error::new(
+        "wal-segment-damaged",
+        format!("the backup's WAL ends before {}", wal.stop),
+    ))
 }
 
 /// The segment from `pg_wal`, if it has not been removed or used again. Its digest must be the archived one's.
@@ -192,9 +214,14 @@ mod tests {
     }
 
     fn relation(session: &mut Session, name: &str) -> (RelativePath, RelationFile) {
-        let row = session.one(&format!("select pg_catalog.pg_relation_filepath('{name}')")).unwrap();
+        let row = session
+            .one(&format!("select pg_catalog.pg_relation_filepath('{name}')"))
+            .unwrap();
         let path = row[0].clone().unwrap();
-        (RelativePath::new(path.clone()).unwrap(), RelationFile::parse(path.as_bytes()).unwrap())
+        (
+            RelativePath::new(path.clone()).unwrap(),
+            RelationFile::parse(path.as_bytes()).unwrap(),
+        )
     }
 
     fn page((path, relation): &(RelativePath, RelationFile), block: u32, lsn: Lsn) -> BadPage {
@@ -213,10 +240,15 @@ mod tests {
         let options = TestOptions {
             checksums: true,
             wal_segment_size: Some(SEGMENT),
-            settings: vec![("autovacuum".into(), "off".into()), ("wal_keep_size".into(), "64MB".into())],
+            settings: vec![
+                ("autovacuum".into(), "off".into()),
+                ("wal_keep_size".into(), "64MB".into()),
+            ],
             ..TestOptions::default()
         };
-        let Some(cluster) = TestCluster::start_or_skip("excuse", &options) else { return };
+        let Some(cluster) = TestCluster::start_or_skip("excuse", &options) else {
+            return;
+        };
         let mut session = cluster.session().unwrap();
         for statement in [
             "create table t (id int, filler text)",
@@ -232,8 +264,15 @@ mod tests {
         let table = relation(&mut session, "t");
         let dropped = relation(&mut session, "dropped");
         let start = lsn(&mut session, "redo_lsn from pg_catalog.pg_control_checkpoint()");
-        let touched = session.one("update t set id = -id where ctid = '(1,1)' returning ctid").unwrap();
-        let touched: u32 = touched[0].as_deref().unwrap()[1..].split(',').next().unwrap().parse().unwrap();
+        let touched = session
+            .one("update t set id = -id where ctid = '(1,1)' returning ctid")
+            .unwrap();
+        let touched: u32 = touched[0].as_deref().unwrap()[1..]
+            .split(',')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
         session.execute("drop table dropped").unwrap();
         let stop = lsn(&mut session, "pg_catalog.pg_current_wal_flush_lsn()");
         session.execute("select pg_catalog.pg_switch_wal()").unwrap();
@@ -241,8 +280,14 @@ mod tests {
         let scratch = Scratch::new("excuse").unwrap();
         let store = create_store(&format!("file://{}", scratch.path().join("r").display())).unwrap();
         let key = RecipientKey::generate().unwrap();
-        let repository = Repository::create(store, &key, jiff::Timestamp::now()).unwrap().cluster("main").unwrap();
-        let system = cluster::read_control_file(cluster.data_directory()).unwrap().1.system_identifier;
+        let repository = Repository::create(store, &key, jiff::Timestamp::now())
+            .unwrap()
+            .cluster("main")
+            .unwrap();
+        let system = cluster::read_control_file(cluster.data_directory())
+            .unwrap()
+            .1
+            .system_identifier;
         let mut segments = Vec::new();
         for number in start.segment(SEGMENT)..=stop.segment(SEGMENT) {
             let push = PushOptions {
@@ -251,8 +296,20 @@ mod tests {
                 host_id: "test".into(),
                 acknowledge: 1,
             };
-            crate::push(&[Copy { name: "local", repository: &repository }], &push, jiff::Timestamp::now()).unwrap();
-            segments.extend(repository.get_segment(system, TimelineId(1), number, SEGMENT).unwrap());
+            crate::push(
+                &[Copy {
+                    name: "local",
+                    repository: &repository,
+                }],
+                &push,
+                jiff::Timestamp::now(),
+            )
+            .unwrap();
+            segments.extend(
+                repository
+                    .get_segment(system, TimelineId(1), number, SEGMENT)
+                    .unwrap(),
+            );
         }
         let inside = start.saturating_add(8);
         let pages = || {
@@ -277,12 +334,30 @@ mod tests {
                 stop,
             };
             let judged = judge(&wal, pages(), 6);
-            let excused: Vec<_> = judged.excused.iter().map(|(page, _)| (page.path.clone(), page.block)).collect();
-            assert_eq!(excused, [(table.0.clone(), 1), (table.0.clone(), touched), (dropped.0.clone(), 2)]);
+            let excused: Vec<_> = judged
+                .excused
+                .iter()
+                .map(|(page, _)| (page.path.clone(), page.block))
+                .collect();
+            assert_eq!(
+                excused,
+                [
+                    (table.0.clone(), 1),
+                    (table.0.clone(), touched),
+                    (dropped.0.clone(), 2)
+                ]
+            );
             let damaged: Vec<_> = judged.damaged.iter().map(|(page, _)| page.block).collect();
             assert_eq!(damaged, [3, 1, 1]);
-            assert!(judged.findings.iter().all(|finding| finding.code == "page-damaged"), "{:?}", judged.findings);
-            assert_eq!(judged.for_the_record().len(), 3);
+            assert!(
+                judged
+                    .findings
+                    .iter()
+                    .all(|finding| finding.code == "page-damaged"),
+                "{:?}",
+                judged.findings
+            );
+            assert_eq!(judged.for_the_record().0.len(), 3);
         }
         // WAL that is not there excuses nothing, and is not called damage either.
         let wal = BackupWal {
@@ -296,6 +371,13 @@ mod tests {
         };
         let judged = judge(&wal, pages(), 6);
         assert!(judged.excused.is_empty());
-        assert_eq!(judged.findings.iter().filter(|finding| finding.code == "page-could-not-look").count(), 4);
+        assert_eq!(
+            judged
+                .findings
+                .iter()
+                .filter(|finding| finding.code == "page-could-not-look")
+                .count(),
+            4
+        );
     }
 }

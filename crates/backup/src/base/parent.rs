@@ -22,7 +22,10 @@ pub(super) struct Current<'a> {
 pub(super) fn objection(backup: &Backup, current: &Current<'_>) -> Option<String> {
     let control = current.control;
     if backup.system_identifier != control.system_identifier {
-        return Some(format!("it is of another cluster (system identifier {})", backup.system_identifier));
+        return Some(format!(
+            "it is of another cluster (system identifier {})",
+            backup.system_identifier
+        ));
     }
     if backup.geometry != geometry(control) {
         return Some("its block or segment sizes are different".into());
@@ -34,7 +37,10 @@ pub(super) fn objection(backup: &Backup, current: &Current<'_>) -> Option<String
         return Some("data checksums were switched since".into());
     }
     if backup.stop_lsn > current.lsn {
-        return Some(format!("the cluster is at {}, before the backup's end at {}", current.lsn, backup.stop_lsn));
+        return Some(format!(
+            "the cluster is at {}, before the backup's end at {}",
+            current.lsn, backup.stop_lsn
+        ));
     }
     if !current.history.contains(backup.timeline, backup.stop_lsn) {
         return Some(format!(
@@ -43,10 +49,19 @@ pub(super) fn objection(backup: &Backup, current: &Current<'_>) -> Option<String
         ));
     }
     // Equal numbers are not equal histories: each step before the backup's own timeline must be the same.
-    let steps = current.history.steps.iter().take_while(|step| step.parent < backup.timeline);
-    let same = steps.map(|step| (step.parent, step.switch)).eq(backup.history.iter().map(|s| (s.parent, s.switch_lsn)));
+    let steps = current
+        .history
+        .steps
+        .iter()
+        .take_while(|step| step.parent < backup.timeline);
+    let same = steps
+        .map(|step| (step.parent, step.switch))
+        .eq(backup.history.iter().map(|s| (s.parent, s.switch_lsn)));
     if !same {
-        return Some(format!("its timeline {} has another history than the cluster's", backup.timeline));
+        return Some(format!(
+            "its timeline {} has another history than the cluster's",
+            backup.timeline
+        ));
     }
     None
 }
@@ -71,7 +86,11 @@ pub(super) struct Choice {
 /// The newest backup that may be the parent. A damaged one is passed over with a warning: it must not keep a new backup
 /// from being made.
 pub(super) fn choose(repository: &ClusterRepository, current: &Current<'_>, full: bool) -> Result<Choice> {
-    let none = |reason: String, warnings| Choice { parent: None, reason, warnings };
+    let none = |reason: String, warnings| Choice {
+        parent: None,
+        reason,
+        warnings,
+    };
     if full {
         return Ok(none("a full backup was asked for".into(), Vec::new()));
     }
@@ -82,7 +101,10 @@ pub(super) fn choose(repository: &ClusterRepository, current: &Current<'_>, full
         let backup = match repository.backup(id) {
             Ok(backup) => backup,
             Err(error) => {
-                warnings.push(format!("backup {id} cannot be read: {}; run `pgproof verify`", error.message()));
+                warnings.push(format!(
+                    "backup {id} cannot be read: {}; run `pgproof verify`",
+                    error.message()
+                ));
                 first_objection.get_or_insert(format!("not {id}: {}", error.message()));
                 continue;
             }
@@ -93,13 +115,20 @@ pub(super) fn choose(repository: &ClusterRepository, current: &Current<'_>, full
                 Some(sizes) => sizes,
                 None => sizes.insert(pack_sizes(repository)?),
             };
-            match repository.pack_table(&backup).map(|table| (missing_pack(repository, sizes, &table), table)) {
+            match repository
+                .pack_table(&backup)
+                .map(|table| (missing_pack(repository, sizes, &table), table))
+            {
                 Ok((None, table)) => {
                     let reason = match &first_objection {
                         None => "the newest backup".into(),
                         Some(other) => format!("the newest backup that can be used ({other})"),
                     };
-                    return Ok(Choice { parent: Some((backup, table)), reason, warnings });
+                    return Ok(Choice {
+                        parent: Some((backup, table)),
+                        reason,
+                        warnings,
+                    });
                 }
                 Ok((Some(missing), _)) => problem = Some(missing),
                 Err(error) => problem = Some(format!("its pack table cannot be read: {}", error.message())),
@@ -116,7 +145,10 @@ pub(super) fn choose(repository: &ClusterRepository, current: &Current<'_>, full
         }
     }
     Ok(none(
-        first_objection.map_or_else(|| "there is no earlier backup".into(), |why| format!("no earlier backup can be used ({why})")),
+        first_objection.map_or_else(
+            || "there is no earlier backup".into(),
+            |why| format!("no earlier backup can be used ({why})"),
+        ),
         warnings,
     ))
 }
@@ -124,7 +156,10 @@ pub(super) fn choose(repository: &ClusterRepository, current: &Current<'_>, full
 /// The sizes of all packs of the cluster, by object name: one listing.
 fn pack_sizes(repository: &ClusterRepository) -> Result<HashMap<String, u64>> {
     let objects = repository.repository().store().list(&packs_prefix(repository))?;
-    Ok(objects.into_iter().map(|object| (object.name, object.size)).collect())
+    Ok(objects
+        .into_iter()
+        .map(|object| (object.name, object.size))
+        .collect())
 }
 
 fn packs_prefix(repository: &ClusterRepository) -> String {
@@ -132,7 +167,11 @@ fn packs_prefix(repository: &ClusterRepository) -> String {
 }
 
 /// The first pack of the table that is not there as the record says.
-fn missing_pack(repository: &ClusterRepository, sizes: &HashMap<String, u64>, table: &[PackUse]) -> Option<String> {
+fn missing_pack(
+    repository: &ClusterRepository,
+    sizes: &HashMap<String, u64>,
+    table: &[PackUse],
+) -> Option<String> {
     let prefix = packs_prefix(repository);
     table.iter().find_map(|pack| {
         let suffix = match pack.kind {
@@ -143,7 +182,10 @@ fn missing_pack(repository: &ClusterRepository, sizes: &HashMap<String, u64>, ta
         let name = format!("{prefix}{}/{:08}.{suffix}", pack.pack.run, pack.pack.number);
         match sizes.get(&name) {
             Some(size) if *size == pack.size => None,
-            Some(size) => Some(format!("object \"{name}\" has {size} bytes instead of {}", pack.size)),
+            Some(size) => Some(format!(
+                "object \"{name}\" has {size} bytes instead of {}",
+                pack.size
+            )),
             None => Some(format!("object \"{name}\" is missing")),
         }
     })

@@ -73,7 +73,10 @@ pub fn plan(
 ) -> Result<Plan> {
     let mut session = Session::connect(conninfo)?;
     let server = cluster::gather(&mut session)?;
-    let data_directory = options.data_directory.clone().unwrap_or_else(|| server.data_directory.clone());
+    let data_directory = options
+        .data_directory
+        .clone()
+        .unwrap_or_else(|| server.data_directory.clone());
     let control = same_cluster(&mut session, &server, &data_directory)?;
     check_supported(&server, &control)?;
 
@@ -92,12 +95,23 @@ pub fn plan(
         }
     }
 
-    let history = read_history(&data_directory, repository, server.system_identifier, server.timeline)?;
-    let current = parent::Current { control: &control, history: &history, lsn: server.insert_lsn };
+    let history = read_history(
+        &data_directory,
+        repository,
+        server.system_identifier,
+        server.timeline,
+    )?;
+    let current = parent::Current {
+        control: &control,
+        history: &history,
+        lsn: server.insert_lsn,
+    };
     let choice = parent::choose(repository, &current, options.full)?;
-    let retiring_packs = choice.parent.iter().flat_map(|(_, table)| table).filter(|pack| {
-        pack.kind == PackKind::Rows && pack.mostly_dead()
-    });
+    let retiring_packs = choice
+        .parent
+        .iter()
+        .flat_map(|(_, table)| table)
+        .filter(|pack| pack.kind == PackKind::Rows && pack.mostly_dead());
     let retiring_packs = retiring_packs
         .map(|pack| RetiringPack {
             pack: pack.pack,
@@ -117,7 +131,11 @@ pub fn plan(
         parent: choice.parent.map(|(backup, _)| backup.backup),
         parent_reason: choice.reason,
         retiring_packs,
-        unfinished_runs: repository.unfinished_runs()?.into_iter().map(|run| run.run).collect(),
+        unfinished_runs: repository
+            .unfinished_runs()?
+            .into_iter()
+            .map(|run| run.run)
+            .collect(),
         tablespaces: server.tablespaces.clone(),
         captured_configuration: captured.into_iter().map(|file| file.original).collect(),
         skipped: listing
@@ -138,9 +156,15 @@ pub fn plan(
 /// postmaster is compared too (`postmaster.pid`, third line; `miscinit.c`).
 fn same_cluster(session: &mut Session, server: &ServerFacts, data_directory: &Path) -> Result<ControlFile> {
     let mismatch = |detail: String| {
-        Error::new("data-directory-mismatch", format!("\"{}\" is not this server's data directory", data_directory.display()))
-            .detail(detail)
-            .hint("Set data_directory and connection of the cluster so that both name the same server.")
+        Error::new(
+            "data-directory-mismatch",
+            format!(
+                "\"{}\" is not this server's data directory",
+                data_directory.display()
+            ),
+        )
+        .detail(detail)
+        .hint("Set data_directory and connection of the cluster so that both name the same server.")
     };
     let (_, control) = cluster::read_control_file(data_directory)?;
     if control.system_identifier != server.system_identifier {
@@ -158,11 +182,20 @@ fn same_cluster(session: &mut Session, server: &ServerFacts, data_directory: &Pa
         .hint("To make it production, run `pgproof restore --adopt`."));
     }
     let path = data_directory.join("postmaster.pid");
-    let content = std::fs::read_to_string(&path)
-        .map_err(|error| Error::io("file-read", format!("cannot read file \"{}\"", path.display()), &error))?;
+    let content = std::fs::read_to_string(&path).map_err(|error| {
+        Error::io(
+            "file-read",
+            format!("cannot read file \"{}\"", path.display()),
+            &error,
+        )
+    })?;
     let started: Option<i64> = content.lines().nth(2).and_then(|line| line.trim().parse().ok());
     let answer = session.one("select extract(epoch from pg_catalog.pg_postmaster_start_time())::bigint")?;
-    let told: Option<i64> = answer.into_iter().next().flatten().and_then(|text| text.parse().ok());
+    let told: Option<i64> = answer
+        .into_iter()
+        .next()
+        .flatten()
+        .and_then(|text| text.parse().ok());
     match (started, told) {
         (Some(started), Some(told)) if started.abs_diff(told) <= 10 => Ok(control),
         (Some(started), Some(told)) => Err(mismatch(format!(
@@ -170,7 +203,10 @@ fn same_cluster(session: &mut Session, server: &ServerFacts, data_directory: &Pa
             unix_time(started),
             unix_time(told)
         ))),
-        _ => Err(mismatch(format!("\"{}\" does not say when the server was started.", path.display()))),
+        _ => Err(mismatch(format!(
+            "\"{}\" does not say when the server was started.",
+            path.display()
+        ))),
     }
 }
 
@@ -180,8 +216,14 @@ fn unix_time(seconds: i64) -> String {
 
 fn check_supported(server: &ServerFacts, control: &ControlFile) -> Result<()> {
     if control.block_size as usize != BLOCK_SIZE || control.relation_segment_size == 0 {
-        return Err(Error::new("geometry-unsupported", "this build of PostgreSQL is not supported")
-            .detail(format!("Its blocks have {} bytes; pgproof backs up clusters with 8192.", control.block_size)));
+        return Err(Error::new(
+            "geometry-unsupported",
+            "this build of PostgreSQL is not supported",
+        )
+        .detail(format!(
+            "Its blocks have {} bytes; pgproof backs up clusters with 8192.",
+            control.block_size
+        )));
     }
     if server.archive_mode == "off" {
         return Err(Error::new("archiving-off", "the server does not archive its WAL")
@@ -203,16 +245,20 @@ fn warnings(server: &ServerFacts, control: &ControlFile) -> Vec<String> {
     let mut warnings = Vec::new();
     if control.data_checksum_version == 0 {
         warnings.push(
-            "data checksums are off: damage on the server's disk cannot be seen (pg_checksums --enable)".into(),
+            "data checksums are off: damage on the server's disk cannot be seen (pg_checksums --enable)"
+                .into(),
         );
     }
     let commandless = server.archive_command.trim().is_empty() || server.archive_command == "(disabled)";
     if commandless && server.archive_library.as_deref().unwrap_or_default().is_empty() {
-        warnings.push("archive_command is empty: the backup will wait for its WAL until somebody pushes it".into());
+        warnings.push(
+            "archive_command is empty: the backup will wait for its WAL until somebody pushes it".into(),
+        );
     }
     if server.in_recovery {
         warnings.push(
-            "this is a standby: its primary must archive the WAL of the backup into the same repository".into(),
+            "this is a standby: its primary must archive the WAL of the backup into the same repository"
+                .into(),
         );
     }
     warnings
@@ -220,20 +266,36 @@ fn warnings(server: &ServerFacts, control: &ControlFile) -> Vec<String> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Base backup of cluster \"{}\" into {}", self.cluster, self.repository)?;
+        writeln!(
+            f,
+            "Base backup of cluster \"{}\" into {}",
+            self.cluster, self.repository
+        )?;
         writeln!(
             f,
             "  server          PostgreSQL {}, system identifier {}, timeline {}{}",
             self.server.version,
             self.server.system_identifier,
             self.server.timeline,
-            if self.server.in_recovery { ", a standby" } else { "" }
+            if self.server.in_recovery {
+                ", a standby"
+            } else {
+                ""
+            }
         )?;
         writeln!(f, "  data directory  {}", self.data_directory.display())?;
-        writeln!(f, "  to read         {} files in {} directories, {} bytes", self.files, self.directories, self.bytes)?;
+        writeln!(
+            f,
+            "  to read         {} files in {} directories, {} bytes",
+            self.files, self.directories, self.bytes
+        )?;
         match &self.parent {
             Some(parent) => writeln!(f, "  parent          {parent}: {}", self.parent_reason)?,
-            None => writeln!(f, "  parent          none, every page is stored: {}", self.parent_reason)?,
+            None => writeln!(
+                f,
+                "  parent          none, every page is stored: {}",
+                self.parent_reason
+            )?,
         }
         for run in &self.unfinished_runs {
             writeln!(f, "  interrupted     {run}: what it stored is used again")?;
@@ -251,7 +313,11 @@ impl fmt::Display for Plan {
                 "  tablespace      {} ({}): {}",
                 tablespace.name,
                 tablespace.oid,
-                if tablespace.in_place { "in place".into() } else { tablespace.location.display().to_string() }
+                if tablespace.in_place {
+                    "in place".into()
+                } else {
+                    tablespace.location.display().to_string()
+                }
             )?;
         }
         for path in &self.captured_configuration {

@@ -32,7 +32,11 @@ impl SourceFile {
             Ok(file) => Ok(Some(SourceFile { file })),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => {
-                let error = Error::io("file-read", format!("cannot open file \"{}\"", path.display()), &errno.into());
+                let error = Error::io(
+                    "file-read",
+                    format!("cannot open file \"{}\"", path.display()),
+                    &errno.into(),
+                );
                 Err(if errno == Errno::ACCESS {
                     error.hint("Run pgproof as the operating system's user that owns the data directory.")
                 } else {
@@ -44,8 +48,13 @@ impl SourceFile {
 
     /// Bytes of the file now.
     pub(super) fn size(&self, path: &Path) -> Result<u64> {
-        let status = rustix::fs::fstat(&self.file)
-            .map_err(|errno| Error::io("file-read", format!("cannot examine \"{}\"", path.display()), &errno.into()))?;
+        let status = rustix::fs::fstat(&self.file).map_err(|errno| {
+            Error::io(
+                "file-read",
+                format!("cannot examine \"{}\"", path.display()),
+                &errno.into(),
+            )
+        })?;
         Ok(u64::try_from(status.st_size).unwrap_or(0))
     }
 
@@ -65,7 +74,11 @@ impl SourceFile {
                 Err(errno) => {
                     return Err(Error::io(
                         "file-read",
-                        format!("cannot read file \"{}\" at offset {}", path.display(), offset + filled as u64),
+                        format!(
+                            "cannot read file \"{}\" at offset {}",
+                            path.display(),
+                            offset + filled as u64
+                        ),
                         &errno.into(),
                     ));
                 }

@@ -31,6 +31,7 @@ pub(super) struct Finished<'a> {
     pub(super) files: u64,
     pub(super) configuration: Vec<ConfigurationFile>,
     pub(super) excused_pages: Vec<ExcusedPage>,
+    pub(super) damaged_pages: Vec<ExcusedPage>,
     pub(super) parent: Option<RunId>,
     pub(super) tree: Tree,
 }
@@ -60,7 +61,10 @@ pub(super) fn record(finished: Finished<'_>) -> Backup {
             .history
             .steps
             .iter()
-            .map(|step| HistoryStep { parent: step.parent, switch_lsn: step.switch })
+            .map(|step| HistoryStep {
+                parent: step.parent,
+                switch_lsn: step.switch,
+            })
             .collect(),
         postgresql_version: server.version.clone(),
         postgresql_version_num: server.version_num,
@@ -88,7 +92,7 @@ pub(super) fn record(finished: Finished<'_>) -> Backup {
         },
         configuration: finished.configuration,
         excused_pages: finished.excused_pages,
-        damaged_pages: Vec::new(),
+        damaged_pages: finished.damaged_pages,
         collations: server
             .collations
             .iter()
@@ -117,11 +121,18 @@ pub(super) fn escaped(path: &std::path::Path) -> String {
 /// What the server's label says, held against what we know. Error: `backup-label-unexpected`.
 pub(super) fn read_label(content: &[u8], start: Lsn, server: &ServerFacts) -> Result<BackupLabel> {
     let unexpected = |detail: String| {
-        Error::new("backup-label-unexpected", "the server's backup label does not belong to this backup").detail(detail)
+        Error::new(
+            "backup-label-unexpected",
+            "the server's backup label does not belong to this backup",
+        )
+        .detail(detail)
     };
     let label = BackupLabel::parse(content)?;
     if label.start != start {
-        return Err(unexpected(format!("The backup began at {start}, the label says {}.", label.start)));
+        return Err(unexpected(format!(
+            "The backup began at {start}, the label says {}.",
+            label.start
+        )));
     }
     if label.timeline != server.timeline {
         return Err(unexpected(format!(

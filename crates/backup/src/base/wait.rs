@@ -64,7 +64,13 @@ pub(super) fn wait_for_wal(
             let missing = segment_name(needed.timeline, number, needed.wal_segment_size);
             // What it said last counts, also when the server is gone by now.
             let status = archiver_status(session).or_else(|error| archiver.unwrap_or(Err(error)));
-            return Err(missing_segment(&missing, repository.name(), standby, timeout, status));
+            return Err(missing_segment(
+                &missing,
+                repository.name(),
+                standby,
+                timeout,
+                status,
+            ));
         }
         if archiver_asked.elapsed() >= ARCHIVER_EVERY {
             archiver_asked = Instant::now();
@@ -96,7 +102,9 @@ fn missing_segment(
                     status.failed_count
                 ),
                 (_, _, Some(file)) => {
-                    format!("The archiver has not failed; it last archived {file}, perhaps elsewhere.{waiting}")
+                    format!(
+                        "The archiver has not failed; it last archived {file}, perhaps elsewhere.{waiting}"
+                    )
                 }
                 _ => format!("The archiver has archived nothing yet.{waiting}"),
             }
@@ -113,12 +121,15 @@ fn missing_segment(
              again: nothing that it stored is stored twice."
         )
     };
-    Error::new("backup-wal-missing", format!("WAL segment {missing} of the backup has not been archived"))
-        .detail(format!(
-            "It was not in this copy within {} seconds. The backup has not been recorded. {archiver}",
-            timeout.as_secs()
-        ))
-        .hint(hint)
+    Error::new(
+        "backup-wal-missing",
+        format!("WAL segment {missing} of the backup has not been archived"),
+    )
+    .detail(format!(
+        "It was not in this copy within {} seconds. The backup has not been recorded. {archiver}",
+        timeout.as_secs()
+    ))
+    .hint(hint)
 }
 
 #[cfg(test)]
@@ -154,10 +165,19 @@ mod tests {
             last_failed_at: Some(at),
             ready_files: Some(vec!["000000010000000000000005".into()]),
         };
-        let error = missing_segment("000000010000000000000005", "main", false, Duration::from_secs(60), Ok(status));
+        let error = missing_segment(
+            "000000010000000000000005",
+            "main",
+            false,
+            Duration::from_secs(60),
+            Ok(status),
+        );
         assert_eq!(error.code(), "backup-wal-missing");
         assert!(error.message().contains("000000010000000000000005"));
         let detail = error.detail_text().unwrap();
-        assert!(detail.contains("7 failures") && detail.contains("has not been recorded"), "{detail}");
+        assert!(
+            detail.contains("7 failures") && detail.contains("has not been recorded"),
+            "{detail}"
+        );
     }
 }

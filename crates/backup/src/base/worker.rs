@@ -11,7 +11,9 @@ use std::time::Duration;
 use cluster::Entry;
 use diagnostic::Result;
 use postgres::{BLOCK_SIZE, Lsn, PageVerdict, RelationFile, page_lsn, verify_page};
-use repository::{BlockFacts, BlockFlags, FRAME_BYTES, FileFormat, FilePart, PackWriter, RelativePath, TreeWriter};
+use repository::{
+    BlockFacts, BlockFlags, FRAME_BYTES, FileFormat, FilePart, PackWriter, RelativePath, TreeWriter,
+};
 
 use super::dispatch::{Dispatcher, Item, Source, Work, settle};
 use super::read::SourceFile;
@@ -72,13 +74,21 @@ impl<'a> Shared<'a> {
                         }
                     }
                 }
-                Work::Part { item: index, file, size, first_block, blocks } => {
+                Work::Part {
+                    item: index,
+                    file,
+                    size,
+                    first_block,
+                    blocks,
+                } => {
                     if let Some(item) = self.items.get(index)
                         && let Source::File { entry, .. } = &item.source
                     {
                         let part = self.part(index, item, format_of(entry), size, first_block, blocks);
                         self.file(part, entry, &file, writer, &mut buffer)?;
-                        if u64::from(first_block) + u64::from(blocks) >= u64::from(repository::blocks_of(size)) {
+                        if u64::from(first_block) + u64::from(blocks)
+                            >= u64::from(repository::blocks_of(size))
+                        {
                             self.files_done.fetch_add(1, Ordering::Relaxed);
                         }
                     }
@@ -96,7 +106,14 @@ impl<'a> Shared<'a> {
             Source::Directory | Source::Symlink(_) => return settle(self.tree, index, item),
             Source::Memory(content) => {
                 let size = content.len() as u64;
-                let part = self.part(index, item, FileFormat::Opaque, size, 0, repository::blocks_of(size));
+                let part = self.part(
+                    index,
+                    item,
+                    FileFormat::Opaque,
+                    size,
+                    0,
+                    repository::blocks_of(size),
+                );
                 store_bytes(writer, part, content)?;
                 self.bytes_done.fetch_add(size, Ordering::Relaxed);
             }
@@ -105,7 +122,14 @@ impl<'a> Shared<'a> {
                     // A file that has grown since it was listed is taken as far as one part reaches; what is beyond
                     // came after the start of the backup and is in its WAL.
                     let size = file.size(&entry.absolute)?.min(largest_small_file());
-                    let part = self.part(index, item, format_of(entry), size, 0, repository::blocks_of(size));
+                    let part = self.part(
+                        index,
+                        item,
+                        format_of(entry),
+                        size,
+                        0,
+                        repository::blocks_of(size),
+                    );
                     self.file(part, entry, &file, writer, buffer)?;
                     // The total was made from the listing.
                     if *listed > size {
@@ -122,7 +146,15 @@ impl<'a> Shared<'a> {
         Ok(())
     }
 
-    fn part(&self, index: usize, item: &Item, format: FileFormat, size: u64, first_block: u32, blocks: u32) -> FilePart {
+    fn part(
+        &self,
+        index: usize,
+        item: &Item,
+        format: FileFormat,
+        size: u64,
+        first_block: u32,
+        blocks: u32,
+    ) -> FilePart {
         FilePart {
             sequence: Some(index as u64),
             path: item.path.clone(),
@@ -152,14 +184,18 @@ impl<'a> Shared<'a> {
             if self.aborted() {
                 return Ok(());
             }
-            let wanted = usize::try_from(end - offset).unwrap_or(usize::MAX).min(buffer.len());
+            let wanted = usize::try_from(end - offset)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
             let chunk = buffer.get_mut(..wanted).unwrap_or_default();
             let read = file.read_at(&entry.absolute, chunk, offset)?;
             // A file that has become shorter ends in zeros, as in pg_basebackup: its WAL brings it right.
             chunk.get_mut(read..).unwrap_or_default().fill(0);
             let first_block = (offset / BLOCK_SIZE as u64) as u32;
             match &entry.relation {
-                Some(relation) => self.verify(&path, relation, entry, file, first_block, chunk, read, &mut facts)?,
+                Some(relation) => {
+                    self.verify(&path, relation, entry, file, first_block, chunk, read, &mut facts)?
+                }
                 None => facts.fill(BlockFacts::default()),
             }
             let blocks = wanted.div_ceil(BLOCK_SIZE);
@@ -191,7 +227,10 @@ impl<'a> Shared<'a> {
                 // Beyond the end, or a last block that the server is about to complete: no page to judge.
                 continue;
             }
-            let relation_block = relation.segment.wrapping_mul(self.relation_segment_size).wrapping_add(block);
+            let relation_block = relation
+                .segment
+                .wrapping_mul(self.relation_segment_size)
+                .wrapping_add(block);
             let mut verdict = verify_page(page, relation_block, self.checksums);
             if !matches!(verdict, PageVerdict::Good | PageVerdict::New) {
                 verdict = self.read_again(&entry.absolute, file, block, relation_block, page, verdict)?;
@@ -248,7 +287,10 @@ impl<'a> Shared<'a> {
 
     fn note(&self, page: BadPage) {
         self.bad_pages_count.fetch_add(1, Ordering::Relaxed);
-        let mut pages = self.bad_pages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut pages = self
+            .bad_pages
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if pages.len() < NOTED_PAGES_MAX {
             pages.push(page);
         }
@@ -260,7 +302,10 @@ pub(super) fn store_bytes(writer: &mut PackWriter, part: FilePart, content: &[u8
     let mut output = writer.file(part)?;
     for chunk in content.chunks(FRAME_BYTES) {
         let facts = [BlockFacts::default(); FRAME_BYTES / BLOCK_SIZE];
-        output.add(chunk, facts.get(..chunk.len().div_ceil(BLOCK_SIZE)).unwrap_or_default())?;
+        output.add(
+            chunk,
+            facts.get(..chunk.len().div_ceil(BLOCK_SIZE)).unwrap_or_default(),
+        )?;
     }
     output.finish()
 }
@@ -271,7 +316,11 @@ fn largest_small_file() -> u64 {
 }
 
 fn format_of(entry: &Entry) -> FileFormat {
-    if entry.relation.is_some() { FileFormat::Pages } else { FileFormat::Opaque }
+    if entry.relation.is_some() {
+        FileFormat::Pages
+    } else {
+        FileFormat::Opaque
+    }
 }
 
 fn problem(verdict: PageVerdict) -> String {
@@ -282,3 +331,7 @@ fn problem(verdict: PageVerdict) -> String {
         _ => "the page header is invalid".into(),
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

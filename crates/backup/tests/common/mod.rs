@@ -14,14 +14,21 @@ use diagnostic::Result;
 use jiff::Timestamp;
 use postgres::{SystemIdentifier, TimelineId, segment_name};
 use repository::{
-    Backup, BlockReader, ClusterRepository, EntryKind, FileEntry, RecipientKey, Repository, TreeReader, create_store,
+    Backup, BlockReader, ClusterRepository, EntryKind, FileEntry, RecipientKey, Repository, TreeReader,
+    create_store,
 };
 use testing::{Scratch, TestCluster, TestOptions};
 
 pub fn repository(folder: &Path) -> (ClusterRepository, RecipientKey) {
     let key = RecipientKey::generate().unwrap();
     let store = create_store(&format!("file://{}", folder.display())).unwrap();
-    (Repository::create(store, &key, Timestamp::now()).unwrap().cluster("main").unwrap(), key)
+    (
+        Repository::create(store, &key, Timestamp::now())
+            .unwrap()
+            .cluster("main")
+            .unwrap(),
+        key,
+    )
 }
 
 /// An archive_command that waits until the test has pushed the file.
@@ -48,8 +55,10 @@ impl Archived {
         let scratch = Scratch::new("backup").unwrap();
         let acknowledged = scratch.subfolder("acknowledged").unwrap();
         std::fs::set_permissions(&acknowledged, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut all: Vec<(String, String)> =
-            settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let mut all: Vec<(String, String)> = settings
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
         all.push(("autovacuum".into(), "off".into()));
         let options = TestOptions {
             checksums,
@@ -59,22 +68,39 @@ impl Archived {
         };
         let cluster = TestCluster::start_or_skip(test, &options)?;
         let (repository, key) = repository(&scratch.path().join("repository"));
-        Some(Archived { cluster, repository, key, acknowledged, scratch })
+        Some(Archived {
+            cluster,
+            repository,
+            key,
+            acknowledged,
+            scratch,
+        })
     }
 
     pub fn archiver(&self) -> Archiver {
-        Archiver::start(self.cluster.data_directory(), &self.acknowledged, &self.repository)
+        Archiver::start(
+            self.cluster.data_directory(),
+            &self.acknowledged,
+            &self.repository,
+        )
     }
 
     pub fn sql(&self, statements: &[&str]) {
         let mut session = self.cluster.session().unwrap();
         for statement in statements {
-            session.execute(statement).unwrap_or_else(|error| panic!("{statement}: {}", error.render()));
+            session
+                .execute(statement)
+                .unwrap_or_else(|error| panic!("{statement}: {}", error.render()));
         }
     }
 
     pub fn plan(&self) -> Result<Plan> {
-        backup::base::plan(&self.cluster.conninfo(), &self.repository, &PlanOptions::default(), Timestamp::now())
+        backup::base::plan(
+            &self.cluster.conninfo(),
+            &self.repository,
+            &PlanOptions::default(),
+            Timestamp::now(),
+        )
     }
 
     pub fn backup(&self) -> Result<BackupResult> {
@@ -82,7 +108,12 @@ impl Archived {
     }
 
     pub fn backup_with(&self, progress: &dyn Progress, archive_timeout: Duration) -> Result<BackupResult> {
-        run_backup(&self.cluster.conninfo(), &self.repository, progress, archive_timeout)
+        run_backup(
+            &self.cluster.conninfo(),
+            &self.repository,
+            progress,
+            archive_timeout,
+        )
     }
 }
 
@@ -120,7 +151,14 @@ pub fn push_file(repository: &ClusterRepository, data_directory: &Path, path: &P
         host_id: "the test's host".into(),
         acknowledge: 1,
     };
-    backup::push(&[Copy { name: "local", repository }], &options, Timestamp::now())
+    backup::push(
+        &[Copy {
+            name: "local",
+            repository,
+        }],
+        &options,
+        Timestamp::now(),
+    )
 }
 
 /// Pushes what the server wants archived, as its archive_command would.
@@ -150,7 +188,11 @@ impl Archiver {
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
-        Archiver { stop, thread: Some(thread), errors }
+        Archiver {
+            stop,
+            thread: Some(thread),
+            errors,
+        }
     }
 
     /// Stops, and fails the test if a push had failed.
@@ -168,10 +210,18 @@ impl Drop for Archiver {
 }
 
 fn ready(data_directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(data_directory.join("pg_wal/archive_status")) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(data_directory.join("pg_wal/archive_status")) else {
+        return Vec::new();
+    };
     let mut names: Vec<String> = entries
         .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".ready").map(str::to_string))
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_suffix(".ready")
+                .map(str::to_string)
+        })
         .collect();
     names.sort();
     names
@@ -181,7 +231,11 @@ fn ready(data_directory: &Path) -> Vec<String> {
 pub fn entries(repository: &ClusterRepository, backup: &Backup) -> BTreeMap<String, FileEntry> {
     let tree = TreeReader::open(repository, backup).unwrap();
     let late = tree.late().unwrap();
-    tree.entries().map(|entry| entry.unwrap()).chain(late).map(|entry| (entry.path.to_string(), entry)).collect()
+    tree.entries()
+        .map(|entry| entry.unwrap())
+        .chain(late)
+        .map(|entry| (entry.path.to_string(), entry))
+        .collect()
 }
 
 /// The content of every file of a backup into a directory; nothing of `@config/`.
@@ -226,7 +280,11 @@ pub fn write_archive(repository: &ClusterRepository, system: SystemIdentifier, s
             let segment = segment.unwrap();
             let mut bytes = Vec::new();
             repository.read_segment(&segment, &mut bytes).unwrap();
-            std::fs::write(into.join(segment_name(TimelineId(timeline.0), segment.number, size)), bytes).unwrap();
+            std::fs::write(
+                into.join(segment_name(TimelineId(timeline.0), segment.number, size)),
+                bytes,
+            )
+            .unwrap();
         }
     }
     give_away(into);

@@ -3,9 +3,8 @@
 //!
 //! The parent writes a [`Spec`] to a file and starts
 //! `<program> sandbox-exec --spec FILE -- postgres -D ...`; that process, of one thread, calls [`exec`],
-//! which gives up root, enters the layers, tries from
-//! inside what must not work, reports, and becomes the server. Everything is inherited by all processes of
-//! the server, the `restore_command` included.
+//! which gives up root, enters the layers, tries from inside what must not work, reports, and becomes the
+//! server. Everything is inherited by all processes of the server, the `restore_command` included.
 //!
 //! Layers, each as far as the system allows it, each reported:
 //! - Landlock: writes only below [`Quarantine::folder`] (and to harmless devices); no TCP; no signals,

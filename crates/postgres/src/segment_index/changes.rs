@@ -138,8 +138,8 @@ type Counts = Vec<(RelationLocator, RowCount)>;
 
 /// Rows changed by each transaction that has not ended yet.
 ///
-/// Neighbouring xids are open at the same time, so a table indexed by the low bits of the xid finds nearly each
-/// one at once; what does not fit there is kept in a map.
+/// Neighbouring xids are open at the same time, so a table indexed by the low bits of the xid finds nearly
+/// each one at once; what does not fit there is kept in a map.
 pub(super) struct ChangedRows {
     slots: Vec<(Xid, Counts)>,
     spilled: HashMap<Xid, Counts>,

@@ -75,7 +75,8 @@ impl SegmentIndex {
         out
     }
 
-    /// Reads the stored form; all of `bytes` must be it. Error codes: `wal-index-damaged`, `wal-index-version`.
+    /// Reads the stored form; all of `bytes` must be it. Error codes: `wal-index-damaged`,
+    /// `wal-index-version`.
     pub fn decode(bytes: &[u8]) -> Result<SegmentIndex> {
         let damaged = || Error::new("wal-index-damaged", "the index of a WAL segment is damaged");
         let rest = bytes.strip_prefix(MAGIC).ok_or_else(damaged)?;

@@ -1,8 +1,9 @@
 //! Events: the records that matter to somebody who recovers a cluster, decoded for PostgreSQL 13 to 18.
 //!
-//! Sources: `xact.h` and `xactdesc.c`, `pg_control.h`, `xlog_internal.h`, `storage_xlog.h`, `dbcommands_xlog.h`,
-//! `tablespace.h`, `relmapper.h`, `heapam_xlog.h`, `message.h`, `twophase.c`. A record whose CRC is right but
-//! whose content cannot be understood is an error of that record, never silently nothing.
+//! Sources: `xact.h` and `xactdesc.c`, `pg_control.h`, `xlog_internal.h`, `storage_xlog.h`,
+//! `dbcommands_xlog.h`, `tablespace.h`, `relmapper.h`, `heapam_xlog.h`, `message.h`, `twophase.c`. A record
+//! whose CRC is right but whose content cannot be understood is an error of that record, never silently
+//! nothing.
 
 use serde::{Deserialize, Serialize};
 

@@ -17,12 +17,13 @@ pub struct SegmentIndexer;
 impl SegmentIndexer {
     /// Indexes one whole segment (or partial one, of full length), named `name`.
     ///
-    /// `previous_tail`: what [`tail_bytes`] gave for the segment before, when it is at hand; then the record that
-    /// spans the seam is verified and counted here.
+    /// `previous_tail`: what [`tail_bytes`] gave for the segment before, when it is at hand; then the record
+    /// that spans the seam is verified and counted here.
     ///
-    /// Error codes: `wal-segment-name` (address or timeline inside contradict the name, or the name is not of a
-    /// segment), `wal-segment-size` (not as long as it says), `wal-segment-damaged`, `wal-segment-version`. A
-    /// segment whose first page is right but in which valid WAL ends early is no error: see the verdict.
+    /// Error codes: `wal-segment-name` (address or timeline inside contradict the name, or the name is not
+    /// of a segment), `wal-segment-size` (not as long as it says), `wal-segment-damaged`,
+    /// `wal-segment-version`. A segment whose first page is right but in which valid WAL ends early is no
+    /// error: see the verdict.
     pub fn index(segment: &[u8], name: &WalFile, previous_tail: Option<&[u8]>) -> Result<SegmentIndex> {
         let (WalFile::Segment { timeline, number } | WalFile::Partial { timeline, number }) = *name else {
             return Err(Error::new("wal-segment-name", "not the name of a WAL segment"));
@@ -80,8 +81,8 @@ impl SegmentIndexer {
 /// The bytes of the record that goes on in the next segment: raw, page headers included. `None` when the
 /// segment ends between two records.
 ///
-/// When `index.tail` has no total length, the record began before this segment: then what must be handed on is
-/// the tail that was used here, followed by these bytes.
+/// When `index.tail` has no total length, the record began before this segment: then what must be handed on
+/// is the tail that was used here, followed by these bytes.
 pub fn tail_bytes<'a>(segment: &'a [u8], index: &SegmentIndex) -> Option<&'a [u8]> {
     let tail = index.tail?;
     let offset = usize::try_from(tail.start.checked_sub(index.start())?).ok()?;

@@ -1,4 +1,5 @@
-//! What the WAL between two places restores: is a torn page that a backup has read made whole again by replay?
+//! What the WAL between two places restores: is a torn page that a backup has read made whole again by
+//! replay?
 //!
 //! A page that was read while it was being written is excused only if the WAL that the restore will replay
 //! carries an image of it, makes it anew, or removes it. Images that replay does not apply do not count.
@@ -38,8 +39,8 @@ pub struct WindowOfWal {
 }
 
 impl WindowOfWal {
-    /// The records that begin at or after `from` and end at or before `to`. `from` is the start of a record or
-    /// of a segment (the redo LSN of a backup is the former).
+    /// The records that begin at or after `from` and end at or before `to`. `from` is the start of a record
+    /// or of a segment (the redo LSN of a backup is the former).
     pub fn new(from: Lsn, to: Lsn) -> Self {
         WindowOfWal {
             from,
@@ -154,7 +155,8 @@ impl WindowOfWal {
                     blocks,
                     flags,
                 } if flags & 1 != 0 => {
-                    // Only the main fork's limit is known: those of the maps follow from it in their own ways.
+                    // Only the main fork's limit is known: those of the maps follow from it in their own
+                    // ways.
                     let limit = self.truncated.entry((locator, Fork::Main)).or_insert(blocks);
                     *limit = blocks.min(*limit);
                 }

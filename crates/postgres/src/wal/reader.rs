@@ -1,8 +1,8 @@
 //! Records out of consecutive WAL bytes, each with a verified CRC and a verified link to the record before.
 //!
-//! The reader is fed; it reads no file. A record inside one page is lent out of the fed bytes, one that crosses
-//! pages is put together in a buffer that grows with the bytes fed, never by the length that a record claims.
-//! Once valid WAL has ended the reader says so for ever.
+//! The reader is fed; it reads no file. A record inside one page is lent out of the fed bytes, one that
+//! crosses pages is put together in a buffer that grows with the bytes fed, never by the length that a
+//! record claims. Once valid WAL has ended the reader says so for ever.
 
 use super::page_header::PageHeaderWal;
 use super::{EndOfWal, EndReason, RECORD_LENGTH_MAX, SegmentHeader, resource_manager};
@@ -140,8 +140,8 @@ impl RecordReader {
         self.overwritten
     }
 
-    /// Takes the next bytes; the first one must be the one at [`RecordReader::position`]. Bytes that could not
-    /// be used yet (fewer than a page header at the end) must be fed again: see `position`.
+    /// Takes the next bytes; the first one must be the one at [`RecordReader::position`]. Bytes that could
+    /// not be used yet (fewer than a page header at the end) must be fed again: see `position`.
     pub fn feed<'a>(&'a mut self, bytes: &'a [u8]) -> Feed<'a> {
         let base = self.position;
         // No cluster gets near the end of the LSN space; nothing is read there, so that no sum can overflow.

@@ -73,14 +73,7 @@ impl Server {
             clients,
             as_root: is_root(),
         };
-        if server.as_root {
-            let changed = Command::new("chown")
-                .arg("postgres")
-                .arg(server.folder.path())
-                .status()
-                .expect("chown");
-            assert!(changed.success());
-        }
+        server.give_away(server.folder.path());
         let data = server.data();
         let mut arguments = vec![
             "-D",
@@ -101,6 +94,25 @@ impl Server {
         ));
         std::fs::write(data.join("postgresql.conf"), configuration).expect("postgresql.conf");
         server
+    }
+
+    /// A new folder beside the data directory that belongs to the server's account.
+    pub fn make_folder(&self, name: &str) -> PathBuf {
+        let folder = self.folder.path().join(name);
+        std::fs::create_dir(&folder).expect("folder");
+        self.give_away(&folder);
+        folder
+    }
+
+    fn give_away(&self, folder: &Path) {
+        if self.as_root {
+            let changed = Command::new("chown")
+                .arg("postgres")
+                .arg(folder)
+                .status()
+                .expect("chown");
+            assert!(changed.success());
+        }
     }
 
     pub fn folder(&self) -> &Path {

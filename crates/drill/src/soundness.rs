@@ -1,0 +1,260 @@
+//! Whether the copy is sound by itself: settings in effect, collations, the user's checks, amcheck, page
+//! checksums.
+//!
+//! Invariant: what changes the copy (promotion, an extension) comes after everything that compares it with
+//! production.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use cluster::{ConnectOptions, Session};
+use diagnostic::{Error, Result};
+use postgres::Major;
+use repository::Backup;
+use restore::Plan;
+
+use crate::amcheck::{self, AmcheckResult, Extension};
+use crate::checks;
+use crate::copy::Copy;
+use crate::engine::{Ended, Run};
+use crate::facts::{Check, CheckResult};
+use crate::options::Drill;
+use crate::page_checks::check_pages;
+use crate::perform::{SESSIONS, threads};
+use crate::rows;
+use crate::server_error::recordable;
+use crate::stops::promote;
+
+/// The database in which the copy is asked about itself.
+fn own_database(run: &Run<'_>) -> String {
+    run.facts
+        .bracket
+        .as_ref()
+        .map_or_else(|| "postgres".to_string(), |bracket| bracket.database.clone())
+}
+
+/// Settings, collations and the user's own checks, at the last stop.
+pub(crate) fn look_at_copy(run: &mut Run<'_>, copy: &Copy) -> Result<()> {
+    let database = own_database(run);
+    let started = Instant::now();
+    let mut session = rows::connect(&copy.conninfo(&database), &database, Duration::from_secs(60))?;
+    let settings: BTreeMap<String, String> = session
+        .rows("SELECT name, setting FROM pg_settings WHERE name LIKE 'archive%'")?
+        .into_iter()
+        .filter_map(|row| {
+            let mut columns = row.into_iter();
+            Some((columns.next()??, columns.next()??))
+        })
+        .collect();
+    run.facts.checks.push(checks::timed(
+        checks::archive_settings(&settings),
+        started.elapsed(),
+    ));
+    let started = Instant::now();
+    let (compared, different) = collations(copy, &mut session)?;
+    run.facts.checks.push(checks::timed(
+        checks::collation_versions(compared, &different),
+        started.elapsed(),
+    ));
+    Ok(())
+}
+
+/// The user's own checks.
+pub(crate) fn check_of_users(run: &mut Run<'_>, copy: &mut Copy) -> Result<()> {
+    let database = own_database(run);
+    for check in &run.drill.profile.sql_checks {
+        let started = Instant::now();
+        let name = check.database.as_deref().unwrap_or(&database);
+        let timeout = run.drill.profile.statement_timeout;
+        let mut answer = ask(copy, name, &check.sql, timeout);
+        if matches!(&answer, Err(why) if why.contains("55P03")) {
+            promote(run, copy)?;
+            answer = ask(copy, name, &check.sql, timeout);
+        }
+        let check = checks::of_user(&check.id, &check.sql, &check.expect, answer);
+        run.facts.checks.push(checks::timed(check, started.elapsed()));
+    }
+    Ok(())
+}
+
+fn ask(copy: &Copy, database: &str, sql: &str, timeout: Duration) -> Result<Option<String>, String> {
+    let options = ConnectOptions {
+        database: Some(database.into()),
+        statement_timeout: timeout,
+        lock_timeout: rows::LOCK_TIMEOUT_COPY,
+        keep_search_path: true,
+        read_only: true,
+        ..ConnectOptions::default()
+    };
+    let answer =
+        Session::connect_with(&copy.conninfo(database), &options).and_then(|mut session| session.rows(sql));
+    match answer {
+        Ok(rows) => Ok(rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next())
+            .flatten()),
+        Err(error) => Err(recordable(&error)),
+    }
+}
+
+fn databases(session: &mut Session) -> Result<Vec<String>> {
+    let rows = session.rows("SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| row.into_iter().next().flatten())
+        .collect())
+}
+
+/// How many versions were compared, and which differ.
+fn collations(copy: &Copy, session: &mut Session) -> Result<(u64, Vec<String>)> {
+    let (mut compared, mut different) = (0, Vec::new());
+    let mut add = |database: &str, rows: Vec<Vec<Option<String>>>| {
+        for row in rows {
+            let column = |index: usize| row.get(index).and_then(Option::as_deref).unwrap_or_default();
+            compared += 1;
+            if column(1) != column(2) {
+                different.push(format!(
+                    "{database} {} ({} here, {} recorded)",
+                    column(0),
+                    column(2),
+                    column(1)
+                ));
+            }
+        }
+    };
+    if session.version_num() >= 150_000 {
+        let rows = session.rows(
+            "SELECT datname, datcollversion, pg_database_collation_actual_version(oid) FROM pg_database \
+             WHERE datcollversion IS NOT NULL AND datallowconn",
+        )?;
+        add("database", rows);
+    }
+    for database in databases(session)? {
+        let mut own = rows::connect(&copy.conninfo(&database), &database, Duration::from_secs(60))?;
+        let rows = own.rows(
+            "SELECT collname, collversion, pg_collation_actual_version(oid) FROM pg_collation WHERE \
+             collversion IS NOT NULL",
+        )?;
+        add(&database, rows);
+    }
+    Ok((compared, different))
+}
+
+/// amcheck while the server runs, then page checksums when it does not.
+pub(crate) fn check_sound(
+    run: &mut Run<'_>,
+    copy: &mut Copy,
+    plan: &Plan,
+    backup: &Backup,
+) -> Result<(), Ended> {
+    let wanted = |run: &Run<'_>, id: &str| run.drill.profile.checks.iter().any(|each| each == id);
+    let title = "Check tables and indexes with amcheck";
+    if wanted(run, "amcheck") {
+        run.step("amcheck", title, |run| {
+            let started = Instant::now();
+            let check = run_amcheck(run, copy)?;
+            let detail = check.actual.clone();
+            add_check_time(run, started.elapsed());
+            run.facts.checks.push(checks::timed(check, started.elapsed()));
+            Ok(((), detail))
+        })?;
+    } else {
+        run.skip("amcheck", title, "the profile does not ask for it");
+    }
+    let title = "Stop the copy and verify its page checksums";
+    if wanted(run, "page-checksums") {
+        run.step("page-checksums", title, |run| {
+            copy.stop()?;
+            let started = Instant::now();
+            let check = match backup.data_checksum_version {
+                0 => checks::page_checksums(None),
+                _ => {
+                    let major = Major((backup.postgresql_version_num / 10_000) as u16);
+                    let segment = backup.geometry.relation_segment_size;
+                    let found = check_pages(
+                        &plan.destination,
+                        major,
+                        segment,
+                        threads(run.drill),
+                        run.drill.abort,
+                        run.drill.watcher,
+                    )?;
+                    checks::page_checksums(Some(&found))
+                }
+            };
+            let detail = check.actual.clone();
+            add_check_time(run, started.elapsed());
+            run.facts.checks.push(checks::timed(check, started.elapsed()));
+            Ok(((), detail))
+        })?;
+    } else {
+        run.skip("page-checksums", title, "the profile does not ask for it");
+    }
+    Ok(())
+}
+
+fn add_check_time(run: &mut Run<'_>, time: Duration) {
+    if let Some(rto) = &mut run.facts.rto {
+        rto.checks_ms += time.as_millis() as u64;
+    }
+}
+
+fn run_amcheck(run: &mut Run<'_>, copy: &mut Copy) -> Result<Check> {
+    let drill = run.drill;
+    let timeout = drill.profile.statement_timeout;
+    let collations_differ = run
+        .facts
+        .check("collation-versions")
+        .is_some_and(|check| check.result != CheckResult::Pass);
+    let first = own_database(run);
+    let mut session = rows::connect(&copy.conninfo(&first), &first, timeout)?;
+    let names = databases(&mut session)?;
+    drop(session);
+    let mut missing = Vec::new();
+    for name in &names {
+        match amcheck::extension(&copy.conninfo(name), name, timeout)? {
+            Extension::Installed => {}
+            Extension::Creatable => missing.push(name),
+            Extension::Missing => {
+                let draft = checks::draft("amcheck");
+                let why = format!(
+                    "amcheck is not installed in database \"{name}\" and this host does not have its files"
+                );
+                return draft
+                    .map(|draft| draft.not_run(why))
+                    .ok_or_else(|| Error::new("drill-usage", "no such check"));
+            }
+        }
+    }
+    if !missing.is_empty() {
+        promote(run, copy)?;
+        for name in missing {
+            amcheck::create(&copy.conninfo(name), name, timeout)?;
+        }
+    }
+    let mut result = amcheck_all(drill, copy, &names)?;
+    if result.locked > 0 {
+        promote(run, copy)?;
+        result = amcheck_all(drill, copy, &names)?;
+    }
+    Ok(checks::amcheck(&result, collations_differ))
+}
+
+fn amcheck_all(drill: &Drill<'_>, copy: &Copy, names: &[String]) -> Result<AmcheckResult> {
+    let mut result = AmcheckResult::default();
+    let timeout = drill.profile.statement_timeout;
+    for name in names {
+        drill.watcher.note(&format!("amcheck in database \"{name}\""));
+        amcheck::run(
+            &copy.conninfo(name),
+            name,
+            SESSIONS,
+            timeout,
+            drill.abort,
+            drill.watcher,
+            &mut result,
+        )?;
+    }
+    Ok(result)
+}
