@@ -93,6 +93,8 @@ class Bench:
     def measure(self, row, tool, command, memory=False):
         """The command's cost; a failing command is recorded, and the comparison goes on without it."""
         self.commands.setdefault(row.split(" (")[0], {}).setdefault(tool.name, " ".join(command))
+        # What the command before left to be written must not be paid for by one that syncs.
+        os.sync()
         try:
             cost = self.runner.run(command, tool.cluster.folder, server_pid=tool.cluster.pid, memory=memory)
         except CommandFailed as error:

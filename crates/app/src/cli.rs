@@ -280,7 +280,8 @@ pub struct Restore {
     /// Put a tablespace elsewhere; may be given several times
     #[arg(long, value_name = "NAME=DIR")]
     pub tablespace: Vec<String>,
-    /// What the server does at the target: pause, promote or shutdown
+    /// What the server does at the target: pause, promote or shutdown [default: pause at a time, a transaction or a name;
+    /// promote just before a transaction, at an LSN, and at the end of the WAL]
     #[arg(long, value_name = "ACTION")]
     pub action: Option<String>,
     /// Worker threads [default: one for each core]
@@ -349,9 +350,21 @@ pub struct DrillRun {
     /// Why it is run
     #[arg(long, value_name = "TEXT", default_value = "by hand")]
     pub trigger: String,
+    /// Plant a fault in the throw-away copy, which the drill must then find: to drill the drill
+    #[arg(long, value_name = "FAULT")]
+    pub plant: Vec<PlantedFault>,
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+}
+
+/// A fault in the throw-away copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PlantedFault {
+    /// One row is changed on disk, under a valid page checksum
+    RowChanged,
+    /// The copy starts with archive_mode=on and an archive_command
+    ArchiveCommand,
 }
 
 #[derive(Debug, Args)]

@@ -107,15 +107,7 @@ fn tell(folder: &Path, reports: &Path) -> Result<PathBuf> {
     chapter("The table comes back.");
     let into = folder.join("recovered");
     let into_text = into.display().to_string();
-    let restored = stage.pgproof(&[
-        "restore",
-        "--before-xid",
-        &target.xid,
-        "--into",
-        &into_text,
-        "--action",
-        "promote",
-    ])?;
+    let restored = stage.pgproof(&["restore", "--before-xid", &target.xid, "--into", &into_text])?;
     let mut copy = stage.restored_server("recovered")?;
     wait_for_target(&copy)?;
     let after = copy.rows("orders")?;

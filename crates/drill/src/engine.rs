@@ -76,7 +76,7 @@ pub(crate) struct Run<'a> {
 /// `copy-folder`.
 pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
     check_request(drill)?;
-    let started_at = (drill.clock)();
+    let started_at = unused_moment(drill)?;
     let mut run = Run {
         drill,
         facts: blank(drill, started_at),
@@ -92,6 +92,21 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
     run.facts.limits = limits(&run.facts);
     run.facts.finished_at = Some((drill.clock)());
     finish(drill, run.facts)
+}
+
+/// A drill is named by the second at which it began: the first one that no drill has taken yet.
+fn unused_moment(drill: &Drill<'_>) -> Result<jiff::Timestamp> {
+    loop {
+        let now = (drill.clock)();
+        if drill.repository.list_evidence(&drill_id(now))?.is_empty() {
+            return Ok(now);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
+fn drill_id(started_at: jiff::Timestamp) -> String {
+    format!("pitr_drill_{}", started_at.strftime("%Y%m%dT%H%M%SZ"))
 }
 
 /// Judges, and keeps the evidence wherever it is to be kept.
@@ -192,7 +207,7 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
     Facts {
         version: FACTS_VERSION,
         identity: Identity {
-            drill_id: format!("pitr_drill_{}", started_at.strftime("%Y%m%dT%H%M%SZ")),
+            drill_id: drill_id(started_at),
             profile: profile.name.clone(),
             scenario: requested.clone(),
             trigger: drill.trigger.clone(),

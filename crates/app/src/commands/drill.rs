@@ -45,6 +45,13 @@ impl drill::Watcher for Shown {
     }
 }
 
+fn planted(fault: cli::PlantedFault) -> drill::Fault {
+    match fault {
+        cli::PlantedFault::RowChanged => drill::Fault::RowChangedInCopy,
+        cli::PlantedFault::ArchiveCommand => drill::Fault::ArchiveCommandInherited,
+    }
+}
+
 pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let configuration = context.configuration()?;
     let chosen = profile_of(&configuration, arguments.profile.as_deref())?;
@@ -124,7 +131,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         clock: &clock,
         documents: &documents,
         report_directory: Some(reports),
-        faults: Vec::new(),
+        faults: arguments.plant.iter().map(|fault| planted(*fault)).collect(),
         abort: &abort,
         watcher: &shown,
     })?;

@@ -146,7 +146,9 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Pausing shows the state before anything is final; behind the end of the WAL there is nothing to wait for.
+/// Pausing shows the state before anything is final; behind the end of the WAL there is nothing to wait for. Just before a
+/// transaction, or at an LSN as `find` prints it, a paused server would still hold that transaction's locks, so that nobody
+/// could read the table that it drops.
 fn action(given: Option<&str>, target: &Target) -> Result<Action> {
     match given {
         Some("pause") => Ok(Action::Pause),
@@ -156,7 +158,9 @@ fn action(given: Option<&str>, target: &Target) -> Result<Action> {
             Error::usage("action-unknown", format!("there is no action {other:?}"))
                 .hint("There are: pause, promote, shutdown."),
         ),
-        None if *target == Target::Latest => Ok(Action::Promote),
+        None if matches!(target, Target::Latest | Target::BeforeXid(_) | Target::Lsn(_)) => {
+            Ok(Action::Promote)
+        }
         None => Ok(Action::Pause),
     }
 }

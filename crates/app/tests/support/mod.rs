@@ -44,11 +44,7 @@ impl World {
     pub fn start(test: &str) -> Option<World> {
         let programs = testing::programs_or_skip(test)?;
         // The archive_command is init's to set: one on the server's command line would win over it.
-        let settings = [
-            ("archive_mode", "on"),
-            ("fsync", "off"),
-            ("max_wal_size", "2GB"),
-        ];
+        let settings = [("archive_mode", "on"), ("fsync", "off"), ("max_wal_size", "2GB")];
         let production = TestCluster::start(&TestOptions {
             checksums: true,
             settings: settings

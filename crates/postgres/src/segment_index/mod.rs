@@ -5,12 +5,10 @@
 //!
 //! Invariants
 //! - Everything comes from records whose CRC is right, up to the place where valid WAL ends; the verdict
-//! names
-//!   that place and the reason.
+//!   names that place and the reason.
 //! - A record counts in the segment in which it *ends*. For the record that spans the start of the segment
-//! the
-//!   end of the segment before is needed: without it `head.resolved` is false, and that one record is counted
-//!   nowhere.
+//!   the end of the segment before is needed: without it `head.resolved` is false, and that one record is
+//!   counted nowhere.
 //! - Two segments fit together when [`SegmentIndex::follows`] says so; only then is the WAL unbroken there.
 
 mod changes;
