@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use diagnostic::{Error, Result};
+use postgres::{SystemIdentifier, TimelineId};
 
 use crate::checks;
 use crate::classify;
@@ -68,6 +69,10 @@ pub(crate) struct Ended;
 pub(crate) struct Run<'a> {
     pub drill: &'a Drill<'a>,
     pub facts: Facts,
+    /// The archive's listing before anything was done.
+    pub archive_before: Option<crate::archive::Listing>,
+    /// Whose additions to the archive are production's own.
+    pub archive_of: Option<(SystemIdentifier, TimelineId)>,
     steps_total: usize,
 }
 
@@ -80,7 +85,9 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
     let mut run = Run {
         drill,
         facts: blank(drill, started_at),
-        steps_total: perform::STEPS + 1,
+        archive_before: None,
+        archive_of: None,
+        steps_total: perform::STEPS + 2,
     };
     let drill_id = run.facts.identity.drill_id.clone();
     let folder = CopyFolder::create(&drill.sandbox.parent, &drill_id, crate::isolation::owner(drill))?;
@@ -88,6 +95,7 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
     // Whatever ended it stands in the facts.
     let _ = perform::perform(&mut run, &folder, &mut copy);
     run.tear_down(&folder, copy);
+    run.compare_archive();
     run.complete_checks();
     run.facts.limits = limits(&run.facts);
     run.facts.finished_at = Some((drill.clock)());
@@ -255,6 +263,19 @@ impl Run<'_> {
         title: &str,
         body: impl FnOnce(&mut Self) -> Result<(T, String)>,
     ) -> Result<T, Ended> {
+        self.step_always(id, title, |run| match run.drill.abort.load(Ordering::Relaxed) {
+            true => Err(aborted()),
+            false => body(run),
+        })
+    }
+
+    /// The same, whether or not the drill was told to stop.
+    fn step_always<T>(
+        &mut self,
+        id: &str,
+        title: &str,
+        body: impl FnOnce(&mut Self) -> Result<(T, String)>,
+    ) -> Result<T, Ended> {
         let number = self.facts.steps.len() + 1;
         self.drill.watcher.step(number, self.steps_total, title);
         let started_at = (self.drill.clock)();
@@ -269,11 +290,7 @@ impl Run<'_> {
             detail: None,
             error_code: None,
         });
-        let result = if self.drill.abort.load(Ordering::Relaxed) {
-            Err(aborted())
-        } else {
-            body(self)
-        };
+        let result = body(self);
         let duration_ms = started.elapsed().as_millis() as u64;
         let mut entry = self.facts.steps.get_mut(at);
         if let Some(entry) = &mut entry {
@@ -368,8 +385,32 @@ impl Run<'_> {
         self.facts.failure = failure;
     }
 
+    /// The last look, made even when the drill was told to stop: nothing that a copy did to the archive stays
+    /// unseen.
+    fn compare_archive(&mut self) {
+        if self.archive_before.is_none() {
+            return;
+        }
+        let title = "Compare the WAL archive with its listing before";
+        let _ = self.step_always("archive-after", title, perform::archive_after);
+    }
+
     /// Every check that was asked for has a result, even if it is that nobody looked.
     fn complete_checks(&mut self) {
+        let reached = self
+            .facts
+            .target
+            .stops
+            .first()
+            .is_some_and(|stop| stop.outcome.is_reached());
+        if !reached {
+            // Phases of a recovery that did not get there add up to nothing.
+            self.facts.rto = None;
+        }
+        if self.drill.profile.rto.is_some() && reached {
+            let check = checks::rto(&self.facts.objectives, self.facts.rto.as_ref());
+            self.facts.checks.push(check);
+        }
         let why = match &self.facts.failure {
             Some(failure) => format!("the drill ended early in step \"{}\"", failure.step),
             None => "no result was recorded".to_string(),

@@ -66,7 +66,7 @@ pub fn last_replayed_line(log: &str) -> Option<String> {
 }
 
 /// What each message means, the first match in this order.
-const CAUSES: [(&str, &str); 17] = [
+const CAUSES: [(&str, &str); 19] = [
     (
         "hot standby is not possible because of insufficient parameter settings",
         code::PAUSED_BY_PARAMETER_CHANGE,
@@ -89,6 +89,9 @@ const CAUSES: [(&str, &str); 17] = [
     ),
     ("No space left on device", code::COULD_NOT_LOOK),
     ("out of memory", code::COULD_NOT_LOOK),
+    // The kernel's doing, when memory ran out, or somebody's.
+    ("was terminated by signal 9", code::COULD_NOT_LOOK),
+    ("was terminated by signal", code::SERVER_ENDED),
     ("could not access file", code::SERVER_ENDED),
     ("could not load library", code::SERVER_ENDED),
     (

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use cluster::{ConnectOptions, ServerFacts, Session};
 use diagnostic::{Error, Result};
 use history::{Archive, Target, Wanted};
-use postgres::{Lsn, Major, SystemIdentifier, TimelineId};
+use postgres::{Lsn, Major};
 use repository::Backup;
 use restore::{Action, Configuration, Plan, Purpose, Request, StopRequest};
 
@@ -29,8 +29,8 @@ use crate::server_error::recordable;
 use crate::soundness::check_sound;
 use crate::stops::recover;
 
-/// How many steps there are before the copy is removed.
-pub const STEPS: usize = 12;
+/// How many steps there are before the copy is removed and the archive compared.
+pub const STEPS: usize = 11;
 /// Sessions at once for digests and amcheck: production is not to be crowded.
 pub(crate) const SESSIONS: usize = 2;
 /// What the first stop is for.
@@ -41,21 +41,18 @@ pub(crate) struct Production {
     pub superuser: String,
 }
 
-/// What the archive looked like before anything was done.
-struct Before {
-    listing: archive::Listing,
-}
-
 /// All steps up to the removal of the copy.
 pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<Copy>) -> Result<(), Ended> {
-    let drill = run.drill;
     let production = run.step(
         "look",
         "Look at production and clean up after interrupted drills",
         look,
     )?;
     measure_rpo(run)?;
-    let before = run.step("archive-before", "List the WAL archive", archive_before)?;
+    run.archive_of = production
+        .as_ref()
+        .map(|production| (production.facts.system_identifier, production.facts.timeline));
+    run.step("archive-before", "List the WAL archive", archive_before)?;
     let key = run.step("keys", "Draw the keys of the row digests", |_| {
         Ok((RowKey::generate()?, String::new()))
     })?;
@@ -77,23 +74,7 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
         "Recover to each stop, and look at the copy there",
         |run| recover(run, copy, &plan, &backup, point.as_ref(), &key),
     )?;
-    check_sound(run, copy, &plan, &backup)?;
-    run.step(
-        "archive-after",
-        "Compare the WAL archive with its listing before",
-        |run| {
-            let system = plan.system_identifier;
-            let timeline = production
-                .as_ref()
-                .map_or(plan.timeline, |production| production.facts.timeline);
-            archive_after(run, &before, system, timeline)
-        },
-    )?;
-    let rto = checks::rto(&drill_objectives(run), run.facts.rto.as_ref());
-    if drill.profile.rto.is_some() {
-        run.facts.checks.push(rto);
-    }
-    Ok(())
+    check_sound(run, copy, &plan, &backup)
 }
 
 fn drill_objectives(run: &Run<'_>) -> Objectives {
@@ -163,10 +144,11 @@ fn measure_rpo(run: &mut Run<'_>) -> Result<(), Ended> {
     })
 }
 
-fn archive_before(run: &mut Run<'_>) -> Result<(Before, String)> {
+fn archive_before(run: &mut Run<'_>) -> Result<((), String)> {
     let listing = archive::list(run.drill.repository)?;
     let detail = format!("{} objects", listing.len());
-    Ok((Before { listing }, detail))
+    run.archive_before = Some(listing);
+    Ok(((), detail))
 }
 
 fn make_point(
@@ -313,6 +295,8 @@ fn make_plan(
         .find(|backup| backup.backup == plan.backup)
         .ok_or_else(|| Error::new("backup-missing", format!("backup {} is gone", plan.backup)))?;
     record_plan(run, &plan, &backup);
+    run.archive_of
+        .get_or_insert((plan.system_identifier, plan.timeline));
     run.facts.rto = Some(Rto {
         plan_ms: started.elapsed().as_millis() as u64,
         ..Rto::default()
@@ -457,15 +441,15 @@ fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
     Ok(((), format!("{} files, {} bytes", result.files, result.bytes)))
 }
 
-fn archive_after(
-    run: &mut Run<'_>,
-    before: &Before,
-    system: SystemIdentifier,
-    timeline: TimelineId,
-) -> Result<((), String)> {
+/// Compares the archive with what it was, however the drill went: after the copy is gone, it cannot change
+/// any more.
+pub(crate) fn archive_after(run: &mut Run<'_>) -> Result<((), String)> {
+    let (Some(before), Some((system, timeline))) = (run.archive_before.take(), run.archive_of) else {
+        return Ok(((), "nothing to compare with".into()));
+    };
     let started = Instant::now();
     let after = archive::list(run.drill.repository)?;
-    let mut facts = archive::compare(&before.listing, &after, system, timeline);
+    let mut facts = archive::compare(&before, &after, system, timeline);
     facts.foreign_histories = run
         .facts
         .archive

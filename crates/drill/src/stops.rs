@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cluster::Session;
-use diagnostic::Result;
+use diagnostic::{Error, Result};
 use history::Target;
 use postgres::Lsn;
 use repository::Backup;
@@ -20,6 +20,7 @@ use crate::engine::Run;
 use crate::facts::{RowProof, Side, StopFacts, StopOutcome, TableProof};
 use crate::fault;
 use crate::isolation::record_quarantine;
+use crate::log;
 use crate::options::{Drill, Fault};
 use crate::perform::{REQUESTED, SESSIONS};
 use crate::point::Point;
@@ -27,6 +28,7 @@ use crate::rows::{self, DatabaseDigest, Look, RowKey};
 use crate::sequences;
 use crate::server_error::{recordable, sqlstate};
 use crate::soundness::{check_of_users, look_at_copy};
+use crate::verdict::code;
 
 /// Everything that is gathered while the copy stands at its stops.
 #[derive(Default)]
@@ -84,7 +86,8 @@ pub(crate) fn recover(
             plant_row_change(run, copy, plan, at, backup, point)?;
         }
         let started = Instant::now();
-        look_at_stop(run, copy, point, stop.target.stop, &stop.purpose, key, &mut seen)?;
+        let looked = look_at_stop(run, copy, point, stop.target.stop, &stop.purpose, key, &mut seen);
+        looked.map_err(|error| crashed(copy, error))?;
         if last {
             look_at_copy(run, copy)?;
             promote_for_locked(run, copy, point, key, &mut seen)?;
@@ -94,6 +97,21 @@ pub(crate) fn recover(
     }
     conclude(run, point, seen);
     Ok(((), format!("stood at {} stops", plan.stops.len())))
+}
+
+/// A session of the copy that is lost because a process of its server crashed is a finding, not a bad line.
+fn crashed(copy: &Copy, error: Error) -> Error {
+    if !matches!(error.code(), "connection-lost" | "server-unreachable") {
+        return error;
+    }
+    match log::cause(&copy.log()).filter(|cause| cause.code == code::SERVER_ENDED) {
+        Some(cause) => Error::new(
+            code::SERVER_ENDED,
+            "the copy's server crashed while its rows were read",
+        )
+        .detail(cause.line),
+        None => error,
+    }
 }
 
 /// Starts the copy for one stop and waits until it stands there.

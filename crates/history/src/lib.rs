@@ -15,6 +15,8 @@
 //!   runs).
 
 mod archive;
+#[cfg(test)]
+mod archive_tests;
 mod find;
 #[cfg(test)]
 mod find_tests;

@@ -74,7 +74,7 @@ pub(crate) fn yes(result: CheckResult) -> String {
 }
 
 fn minutes(seconds: u64) -> String {
-    if seconds % 60 == 0 {
+    if seconds.is_multiple_of(60) {
         format!("< {} min", seconds / 60)
     } else {
         format!("< {seconds} s")

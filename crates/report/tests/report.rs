@@ -1,4 +1,5 @@
-//! Claims about the report, made of facts that real drills recorded (`tests/facts`; only paths were shortened).
+//! Claims about the report, made of facts that real drills recorded (`tests/facts`; only paths were
+//! shortened).
 
 use drill::{Facts, Status, judge};
 

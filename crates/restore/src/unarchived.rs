@@ -1,9 +1,10 @@
 //! WAL that the directory to be replaced holds and the archive does not. Hard rule 26.
 //!
-//! After a crash, or with an archiver that lags, the newest transactions exist only in the old `pg_wal`. Recovery asks
-//! the archive first and then looks into `pg_wal`, so these segments are copied into the restored directory. Invariants:
-//! only files whose first page confirms their name and system identifier count (recycled segments do not); how far they
-//! are valid is found by reading them, as recovery will; they are copied, never linked or moved.
+//! After a crash, or with an archiver that lags, the newest transactions exist only in the old `pg_wal`.
+//! Recovery asks the archive first and then looks into `pg_wal`, so these segments are copied into the
+//! restored directory. Invariants: only files whose first page confirms their name and system identifier
+//! count (recycled segments do not); how far they are valid is found by reading them, as recovery will; they
+//! are copied, never linked or moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
