@@ -208,6 +208,8 @@ pub enum Wal {
     Push(WalPush),
     /// For restore_command: place one WAL file (0 placed, 1 absent, 126 anything else)
     Get(WalGet),
+    /// Make this server the one that archives its timeline, when it has replaced another for good
+    TakeOver(WalTakeOver),
     /// What the archive holds, by timeline
     Status(OfCluster),
     /// WAL that is missing; exit code 3 when there is any
@@ -220,6 +222,18 @@ pub struct WalPush {
     pub cluster: Option<String>,
     /// The file (%p), relative to the data directory
     pub path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct WalTakeOver {
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Why; kept with the claim
+    #[arg(long, value_name = "TEXT", default_value = "by hand")]
+    pub reason: String,
+    /// Show what would be changed, and stop
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -35,6 +35,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Verify(arguments) => verify::run(context, &arguments),
         Command::Wal(cli::Wal::Push(arguments)) => wal::push(context, &arguments),
         Command::Wal(cli::Wal::Get(arguments)) => wal::get(context, &arguments),
+        Command::Wal(cli::Wal::TakeOver(arguments)) => wal::take_over(context, &arguments),
         Command::Wal(cli::Wal::Status(arguments)) => wal::status(context, &arguments),
         Command::Wal(cli::Wal::Gaps(arguments)) => wal::gaps(context, &arguments),
         Command::Key(cli::Key::Export(arguments)) => key::export(context, &arguments),

@@ -162,7 +162,17 @@ fn tell(folder: &Path, reports: &Path) -> Result<PathBuf> {
             format!("the drill ended with verdict {verdict}"),
         ));
     }
-    let report = newest_report(reports)?;
+    let id = drill
+        .pointer("/identity/drill_id")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let report = reports.join(id).join("report.md");
+    if !report.is_file() {
+        return Err(Error::new(
+            "demo",
+            format!("the drill left no report at \"{}\"", report.display()),
+        ));
+    }
     say(&format!(
         "A drill restored into a quarantined copy while customers kept buying, and compared every row with production at one \
          exact LSN. Verdict: {verdict}. RTO {} s. At that moment a lost server would have cost {} s, {} bytes, {} commits.",
@@ -218,33 +228,6 @@ fn wait_for_target(server: &stage::Server) -> Result<()> {
         "demo",
         "the restored server did not reach its target within two minutes",
     ))
-}
-
-/// The newest `report.md` below the folder of reports.
-fn newest_report(folder: &Path) -> Result<PathBuf> {
-    let mut newest: Option<(std::time::SystemTime, PathBuf)> = None;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = std::fs::read_dir(&folder)
-            .map_err(|e| Error::io("demo", format!("cannot read folder \"{}\"", folder.display()), &e))?;
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "md") {
-                let modified = entry
-                    .metadata()
-                    .and_then(|m| m.modified())
-                    .unwrap_or(std::time::UNIX_EPOCH);
-                if newest.as_ref().is_none_or(|(at, _)| *at <= modified) {
-                    newest = Some((modified, path));
-                }
-            }
-        }
-    }
-    newest
-        .map(|(_, path)| path)
-        .ok_or_else(|| Error::new("demo", "the drill left no report"))
 }
 
 /// The folder of the demo, made absolute, empty and readable by the account that will use it.

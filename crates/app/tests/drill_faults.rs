@@ -95,6 +95,11 @@ fn passes(world: &World, when: &str) {
     };
     let proof = check("row-proof").expect("the row-level proof is among the checks");
     assert_eq!(proof["result"], "PASS", "{proof:#}");
+    // The evidence in the local folder says the same.
+    let report = PathBuf::from(facts["report"].as_str().expect("the report's path"));
+    let kept = std::fs::read(report.with_extension("").join("facts.json")).expect("facts.json");
+    let kept: Value = serde_json::from_slice(&kept).expect("facts.json is JSON");
+    assert_eq!(kept["verdict"], "PASSED");
 }
 
 fn fails(world: &World, reason: &str, options: &[&str]) {
@@ -120,7 +125,7 @@ fn fails(world: &World, reason: &str, options: &[&str]) {
     assert!(
         codes.contains(&reason),
         "expected reason {reason}, got {codes:?}\n{:#}",
-        Value::from(facts["checks"].clone())
+        facts["checks"]
     );
 }
 

@@ -370,6 +370,50 @@ fn status_and_check_say_what_is_true() {
     );
 }
 
+#[test]
+fn a_second_server_may_not_archive_until_it_takes_over() {
+    let Some(world) = World::start("a_second_server_may_not_archive_until_it_takes_over") else {
+        return;
+    };
+    world.archive_all();
+    // The same server under another name: a clone looks exactly like this.
+    let moved = world.scratch().join("moved");
+    std::fs::create_dir_all(moved.join("pg_wal")).expect("folder");
+    std::fs::create_dir_all(moved.join("global")).expect("folder");
+    let origin = world.production.data_directory();
+    std::fs::copy(origin.join("global/pg_control"), moved.join("global/pg_control")).expect("pg_control");
+    let segment = world
+        .session()
+        .one("select pg_walfile_name(pg_current_wal_lsn())")
+        .expect("segment")[0]
+        .clone()
+        .expect("name");
+    std::fs::copy(
+        origin.join("pg_wal").join(&segment),
+        moved.join("pg_wal").join(&segment),
+    )
+    .expect("segment");
+    support::give_to_account(&moved);
+    let push = |arguments: &[&str]| {
+        let mut command = world.command(arguments);
+        let output = command.current_dir(&moved).output().expect("runs");
+        (
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let path = format!("pg_wal/{segment}");
+    let (code, said) = push(&["wal", "push", &path]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("error[wal-second-writer]"), "{said}");
+    let plan = world.run(&["wal", "take-over", "--dry-run"]).ok();
+    assert!(
+        plan.stdout.contains("is this server's already"),
+        "{}",
+        plan.stdout
+    );
+}
+
 /// Every WAL segment object.
 fn segments(repository: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn context_keeps_the_code_and_turns_the_message_into_a_cause() {
-        let error = Error::usage("bad-target", "cannot read \"x\" as a time").context("cannot plan the restore");
+        let error =
+            Error::usage("bad-target", "cannot read \"x\" as a time").context("cannot plan the restore");
         assert_eq!(error.code(), "bad-target");
         assert_eq!(
             error.render(),

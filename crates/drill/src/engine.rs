@@ -44,24 +44,6 @@ pub struct Outcome {
     pub evidence_errors: Vec<Error>,
 }
 
-impl Outcome {
-    /// What `drill run --json` prints: the facts, with `verdict`, `rto_seconds` and `rpo` at the top.
-    pub fn to_json(&self) -> serde_json::Value {
-        let mut value = serde_json::to_value(&self.facts).unwrap_or_default();
-        if let Some(object) = value.as_object_mut() {
-            let rto = self.facts.rto.as_ref().map(|rto| rto.total_ms as f64 / 1000.0);
-            object.insert("rto_seconds".into(), serde_json::json!(rto));
-            object.insert(
-                "verdict".into(),
-                serde_json::to_value(&self.verdict).unwrap_or_default(),
-            );
-            object.insert("evidence".into(), serde_json::json!(self.evidence));
-            object.insert("report".into(), serde_json::json!(self.report));
-        }
-        value
-    }
-}
-
 /// The drill has ended early; the facts say why.
 pub(crate) struct Ended;
 

@@ -27,12 +27,25 @@ pub struct Bundle {
     pub manifest: [u8; 32],
 }
 
+/// The facts with the verdict's words among them: `facts.json`, and what `drill run --json` prints. The verdict stands there
+/// for readers; it is judged from the rest.
+pub fn document(facts: &Facts, verdict: &Verdict) -> serde_json::Value {
+    let mut value = serde_json::to_value(facts).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        let rto = facts.rto.as_ref().map(|rto| rto.total_ms as f64 / 1000.0);
+        object.insert("verdict".into(), serde_json::json!(verdict.status));
+        object.insert("reasons".into(), serde_json::json!(verdict.reasons));
+        object.insert("rto_seconds".into(), serde_json::json!(rto));
+    }
+    value
+}
+
 /// Puts the evidence together. `documents` are made from the same facts and verdict.
 pub fn bundle(facts: &Facts, verdict: &Verdict, documents: Documents) -> Result<Bundle> {
     let mut log = facts.server_log.join("\n");
     log.push('\n');
     let mut files = vec![
-        ("facts.json".to_string(), json(facts)?),
+        ("facts.json".to_string(), json(&document(facts, verdict))?),
         ("server.log".to_string(), log.into_bytes()),
         ("verdict.json".to_string(), json(verdict)?),
     ];

@@ -36,6 +36,7 @@ pub mod verdict;
 mod verdict_tests;
 
 pub use engine::{Outcome, run};
+pub use evidence::document;
 pub use facts::Facts;
 pub use options::{
     BUILT_IN_CHECKS, Documents, Drill, DrillTarget, Fault, Profile, SandboxOptions, Silent, SqlCheck, Watcher,

@@ -300,16 +300,10 @@ fn abort_on_signals() -> Result<Arc<AtomicBool>> {
     Ok(abort)
 }
 
-/// Facts, with the verdict's words among them.
+/// What `--json` prints: the document that is kept as evidence, and where its report lies.
 fn value(facts: &Facts, verdict: &Verdict, report: Option<&Path>) -> Value {
-    let mut value = serde_json::to_value(facts).unwrap_or_else(|_| json!({}));
+    let mut value = drill::document(facts, verdict);
     if let Some(object) = value.as_object_mut() {
-        object.insert("verdict".into(), json!(verdict.status));
-        object.insert("reasons".into(), json!(verdict.reasons));
-        object.insert(
-            "rto_seconds".into(),
-            json!(facts.rto.as_ref().map(|rto| rto.total_ms as f64 / 1000.0)),
-        );
         object.insert("report".into(), json!(report));
     }
     value

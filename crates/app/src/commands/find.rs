@@ -33,13 +33,17 @@ pub fn run(context: &Context, arguments: &cli::Find) -> Result<u8> {
         archive::system(control.as_ref(), &backups).ok_or_else(|| archive::unknown_system(cluster))?;
     backups.retain(|backup| backup.system_identifier == system.identifier);
     let archive = archive::open(&copies, system)?;
-    let newest = archive.archived_timelines().max().unwrap_or(TimelineId(1));
+    // The newest backup's timeline is the one that the cluster lives on; a higher number in the archive may be a copy's.
+    let timeline = match backups.last() {
+        Some(newest) => newest.timeline,
+        None => archive.archived_timelines().max().unwrap_or(TimelineId(1)),
+    };
     let own = backups
         .last()
         .map(|backup| (history::history_of(backup), backup.stop_lsn));
     let path = archive
         .timelines()
-        .path_to(newest, own.as_ref().map(|(history, end)| (history, *end)))?;
+        .path_to(timeline, own.as_ref().map(|(history, end)| (history, *end)))?;
     backups.retain(|backup| {
         path.carries(&history::history_of(backup), backup.stop_lsn)
             .is_ok()

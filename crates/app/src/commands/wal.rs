@@ -34,7 +34,7 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
         .collect();
     let options = PushOptions {
         path,
-        data_directory,
+        data_directory: resolved(&data_directory),
         host_id: host_id(),
         acknowledge: cluster.acknowledge,
     };
@@ -74,6 +74,52 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
         output::json(&json!({ "file": result.file, "copies": each, "milliseconds": phases }));
     }
     Ok(exit::DONE)
+}
+
+/// `wal take-over`: from now on it is this server that archives its timeline.
+pub fn take_over(context: &Context, arguments: &cli::WalTakeOver) -> Result<u8> {
+    let configuration = context.configuration()?;
+    let cluster = configuration.cluster(arguments.cluster.as_deref())?;
+    account::become_owner(&configuration, cluster)?;
+    let data_directory = cluster.data_directory.as_deref().ok_or_else(|| {
+        Error::usage(
+            "data-directory-unknown",
+            format!("no data_directory is configured for cluster \"{}\"", cluster.name),
+        )
+    })?;
+    let (_, control) = cluster::read_control_file(data_directory)?;
+    let timeline = control.checkpoint_timeline;
+    let writer = repository::Writer {
+        host_id: host_id(),
+        data_directory: resolved(data_directory).to_string_lossy().into_owned(),
+    };
+    let copies = Copies::open_all(&configuration, cluster, None)?;
+    for copy in &copies {
+        let before = copy.cluster.current_claim(control.system_identifier, timeline)?;
+        let words = match &before {
+            Some(claim) if claim.writer == writer => "is this server's already".to_owned(),
+            Some(claim) => format!(
+                "passes from the server in \"{}\" on host {} to this one",
+                claim.writer.data_directory, claim.writer.host_id
+            ),
+            None => "was nobody's and becomes this server's".to_owned(),
+        };
+        if !arguments.dry_run && before.is_none_or(|claim| claim.writer != writer) {
+            let system = control.system_identifier;
+            copy.cluster
+                .take_over(system, timeline, &writer, &arguments.reason, context.now())?;
+        }
+        output::line(format!(
+            "copy {}: archiving timeline {timeline} {words}",
+            copy.name
+        ));
+    }
+    Ok(exit::DONE)
+}
+
+/// One spelling for a directory, however it was reached: claims compare it.
+fn resolved(directory: &Path) -> PathBuf {
+    std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned())
 }
 
 /// As many copies as the policy demands must open.
