@@ -77,9 +77,10 @@ class Bench:
         cluster.fill(data.get("pgbench", 0), data.get("json", 0), data.get("tables", 0))
         return cluster
 
-    def tools(self, cluster, with_copy=False):
+    def tools(self, cluster, place, with_copy=False):
+        """Every tool, each with a home of its own below a new name in the cluster's folder."""
         def build(kind, name, *first):
-            return kind(*first, cluster, self.runner, os.path.join(cluster.folder, name))
+            return kind(*first, cluster, self.runner, os.path.join(cluster.folder, name + str(place)))
         tools = []
         if self.arguments.pgproof != "none":
             tools.append(build(PgProof, "p", self.arguments.pgproof))
@@ -116,10 +117,12 @@ class Bench:
             different = [path for path in expected if found.get(path) != expected[path]]
             raise CommandFailed(f"restored {len(found)} relation files of {len(expected)}; different: {different[:5]}")
 
-    def rounds(self, cluster, suffix, count, change, memory=False):
+    def rounds(self, cluster, suffix, count, change, memory=False, clear=True):
+        """`clear`: what a round made is removed after it. Otherwise everything stays, because ext4 takes very
+        long to create files for minutes after thousands were deleted, and would charge that to whoever is next."""
         for number in range(count):
             say(f"Round {number + 1} of {count}{suffix}")
-            tools = self.tools(cluster)
+            tools = self.tools(cluster, number)
             tools = tools[number % len(tools):] + tools[:number % len(tools)]
             tools = [tool for tool in tools if self.begin(tool)]
             whole = []
@@ -145,7 +148,7 @@ class Bench:
                                                    tool.repository_bytes() - before)
             cluster.archive_with(None)
             for tool in whole:
-                into = os.path.join(cluster.folder, "restored")
+                into = os.path.join(tool.home, "restored")
                 tool.forget_cache()
                 if self.measure(f"restore{suffix}", tool, tool.restore(into), memory):
                     try:
@@ -154,17 +157,22 @@ class Bench:
                         self.measurements.failed(f"restore{suffix}", tool, error)
                     if hasattr(tool, "verify_restored"):
                         self.measure(f"verify{suffix}", tool, tool.verify_restored(into), memory)
-                shutil.rmtree(into, ignore_errors=True)
+                if clear:
+                    shutil.rmtree(into, ignore_errors=True)
             for tool in whole:
                 if tool.verify:
                     self.measure(f"verify{suffix}", tool, tool.verify, memory)
                 if hasattr(tool, "verify_stored"):
                     self.measure(f"verify, stored bytes only{suffix}", tool, tool.verify_stored, memory)
+            cluster.archive_with(None)
+            for tool in tools:
+                if clear:
+                    shutil.rmtree(tool.home)
 
     def wal(self, cluster, count, suffix="", memory=False):
         say(f"WAL: {count} segments{suffix}")
         cluster.archive_with(None)
-        tools = [tool for tool in self.tools(cluster, with_copy=True) if tool.wal_push and self.begin(tool)]
+        tools = [tool for tool in self.tools(cluster, "w", with_copy=True) if tool.wal_push and self.begin(tool)]
         paths = cluster.write_wal(count)
         destination = os.path.join(cluster.folder, "fetched")
         for row in (f"wal push{suffix}", f"wal get{suffix}"):
@@ -185,14 +193,23 @@ class Bench:
             name = "floor: /bin/true"
             start = ["/bin/true"]
         Floor.cluster = cluster
-        tools = [tool for tool in self.tools(cluster) if tool.name != "pg_basebackup zstd"]
+        tools = [tool for tool in self.tools(cluster, "s") if tool.name != "pg_basebackup zstd"]
         for _ in range(30):
             for tool in [*tools, Floor]:
                 self.measure("program start", tool, tool.start)
 
     def run(self, scale):
+        if scale["tables"]:
+            cluster = self.cluster("tables", 2, tables=scale["tables"])
+            try:
+                suffix = f" ({scale['tables']} small tables)"
+                self.rounds(cluster, suffix, min(3, scale["rounds"]), change=False, clear=False)
+            finally:
+                cluster.stop()
+            files = len(cluster.relation_files())
+            self.notes.append(f"{scale['tables']} small tables: {files} relation files.")
         cluster = self.cluster("main", 1, pgbench=scale["pgbench"], json=scale["json"])
-        for tool in self.tools(cluster):
+        for tool in self.tools(cluster, "v"):
             self.versions[tool.name] = tool.version
         files = len(cluster.relation_files())
         self.notes.append(f"Data: pgbench -s {scale['pgbench']} and {scale['json']} MB of JSON rows: "
@@ -205,15 +222,6 @@ class Bench:
         finally:
             cluster.stop()
         shutil.rmtree(cluster.folder)
-        if scale["tables"]:
-            cluster = self.cluster("tables", 2, tables=scale["tables"])
-            try:
-                self.rounds(cluster, f" ({scale['tables']} small tables)", scale["rounds"], change=False)
-            finally:
-                cluster.stop()
-            files = len(cluster.relation_files())
-            self.notes.append(f"{scale['tables']} small tables: {files} relation files.")
-            shutil.rmtree(cluster.folder)
         for number, size_gb in enumerate(scale["memory"]):
             # Three quarters of it pgbench's tables (15 MB for each unit of scale), a quarter JSON rows.
             cluster = self.cluster(f"memory{number}", 3 + number, pgbench=max(1, round(size_gb * 50)), json=size_gb * 250)
@@ -257,7 +265,7 @@ def results(bench, load_before):
         lines += ["**The machine was not idle: only ratios within a row say anything.**", ""]
     lines += table(["tool", "version"], [[name, version] for name, version in bench.versions.items()])
     lines += [f"- {note}" for note in bench.notes] + [""]
-    for row, by_tool in found.rows.items():
+    for row, by_tool in sorted(found.rows.items(), key=lambda item: "(" in item[0]):
         ours = by_tool.get("pgproof")
         ours_s = statistics.median(cost.wall_s for cost in ours) if ours else None
         sampled = any(cost.peak_rss_mb for costs in by_tool.values() for cost in costs)

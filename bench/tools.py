@@ -22,9 +22,8 @@ class Tool:
         self.home = home
         self.repository = os.path.join(home, "repository")
 
-    def fresh_home(self):
+    def make_home(self):
         self.cluster.archive_with(None)
-        self.runner.run(["rm", "-rf", self.home], self.cluster.folder)
         self.runner.run(["mkdir", "-p", self.home], self.cluster.folder)
 
     def repository_bytes(self):
@@ -58,7 +57,7 @@ class PgBaseBackup(Tool):
         return self.runner.run([self.program, "--version"], self.cluster.folder).output.strip()
 
     def begin(self):
-        self.fresh_home()
+        self.make_home()
 
     def restore(self, into):
         suffix, decompress = ("lz4", "lz4 -dc") if self.method == "lz4" else ("zst", "zstd -dcq")
@@ -78,7 +77,7 @@ class Copy(Tool):
         self.full = self.start = None
 
     def begin(self):
-        self.fresh_home()
+        self.make_home()
         self.runner.run(["mkdir", self.repository], self.cluster.folder)
 
     def wal_push(self, path):
@@ -124,7 +123,7 @@ class PgBackRest(Tool):
         return options
 
     def begin(self):
-        self.fresh_home()
+        self.make_home()
         path = f"{self.home}/pgbackrest.conf"
         with open(path, "w") as configuration:
             configuration.write("[global]\n")
@@ -162,7 +161,7 @@ class PgProof(Tool):
         return self.runner.run([self.program, "--version"], self.cluster.folder).output.strip()
 
     def begin(self):
-        self.fresh_home()
+        self.make_home()
         self.runner.run([*self.base, "init", "--connection", self.cluster.conninfo, "--data-directory", self.cluster.data,
                          "--repository", f"file://{self.repository}", "--replace-archive-command"], self.cluster.folder)
 
