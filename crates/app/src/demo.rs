@@ -193,18 +193,18 @@ fn tell(folder: &Path, reports: &Path) -> Result<PathBuf> {
 }
 
 /// What `find` said of the drop.
-struct Drop {
+struct Dropped {
     xid: String,
     committed_at: String,
     before: String,
 }
 
 /// Looks for the drop until its segment is archived.
-fn find_drop(stage: &Stage) -> Result<Drop> {
+fn find_drop(stage: &Stage) -> Result<Dropped> {
     for attempt in 1..=30 {
         let found = stage.pgproof(&["find", "--table", "orders", "--event", "drop"])?;
         if let Some(event) = found.pointer("/events/0") {
-            return Ok(Drop {
+            return Ok(Dropped {
                 xid: text(event, "xid"),
                 committed_at: text(event, "committed_at"),
                 before: text(event, "target_before"),
@@ -220,12 +220,10 @@ fn find_drop(stage: &Stage) -> Result<Drop> {
     ))
 }
 
-/// Waits until replay has come to its target (it pauses or promotes there).
+/// Waits until replay has come to its target, where it promotes.
 fn wait_for_target(server: &stage::Server) -> Result<()> {
     for _ in 0..600 {
-        let row = server
-            .session()?
-            .one("select not pg_is_in_recovery() or pg_get_wal_replay_pause_state() = 'paused'")?;
+        let row = server.session()?.one("select not pg_is_in_recovery()")?;
         if row.first().cloned().flatten().as_deref() == Some("t") {
             return Ok(());
         }
@@ -298,6 +296,9 @@ fn run_as_ordinary_account(folder: &Path, keep: bool) -> Result<u8> {
         .gid(gid)
         .status()
         .map_err(|e| io(&e))?;
+    if !keep {
+        std::fs::remove_dir_all(folder.join("bin")).map_err(|e| io(&e))?;
+    }
     Ok(status
         .code()
         .and_then(|code| u8::try_from(code).ok())

@@ -384,7 +384,7 @@ fn a_second_server_may_not_archive_until_it_takes_over() {
     std::fs::copy(origin.join("global/pg_control"), moved.join("global/pg_control")).expect("pg_control");
     let segment = world
         .session()
-        .one("select pg_walfile_name(pg_current_wal_lsn())")
+        .one("select last_archived_wal from pg_stat_archiver")
         .expect("segment")[0]
         .clone()
         .expect("name");
@@ -394,24 +394,47 @@ fn a_second_server_may_not_archive_until_it_takes_over() {
     )
     .expect("segment");
     support::give_to_account(&moved);
-    let push = |arguments: &[&str]| {
-        let mut command = world.command(arguments);
-        let output = command.current_dir(&moved).output().expect("runs");
+    let push = |directory: &Path| {
+        let mut command = world.command(&["wal", "push", &format!("pg_wal/{segment}")]);
+        let output = command.current_dir(directory).output().expect("runs");
         (
             output.status.code().unwrap_or(-1),
             String::from_utf8_lossy(&output.stderr).into_owned(),
         )
     };
-    let path = format!("pg_wal/{segment}");
-    let (code, said) = push(&["wal", "push", &path]);
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("error[wal-second-writer]"), "{said}");
-    let plan = world.run(&["wal", "take-over", "--dry-run"]).ok();
-    assert!(
-        plan.stdout.contains("is this server's already"),
-        "{}",
-        plan.stdout
-    );
+    let refused = |directory: &Path| {
+        let (code, said) = push(directory);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("error[wal-second-writer]"), "{said}");
+    };
+    assert_eq!(push(origin), (0, String::new()));
+    refused(&moved);
+
+    // The one that takes over archives from then on, and the other one no longer.
+    let text = std::fs::read_to_string(world.scratch().join("pgproof.toml")).expect("configuration");
+    let theirs = world.scratch().join("moved.toml");
+    let origin_text = origin.display().to_string();
+    assert!(text.contains(&origin_text), "{text}");
+    std::fs::write(&theirs, text.replace(&origin_text, &moved.display().to_string())).expect("write");
+    let take_over = |configuration: &Path, option: &[&str]| {
+        let arguments: Vec<&str> = ["wal", "take-over"].iter().chain(option).copied().collect();
+        let output = world
+            .command_with(configuration, &arguments)
+            .output()
+            .expect("runs");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    take_over(&theirs, &["--dry-run"]);
+    refused(&moved);
+    take_over(&theirs, &[]);
+    assert_eq!(push(&moved), (0, String::new()));
+    refused(origin);
+    take_over(&world.scratch().join("pgproof.toml"), &[]);
+    assert_eq!(push(origin), (0, String::new()));
 }
 
 /// Every WAL segment object.

@@ -72,27 +72,33 @@ impl FromStr for Lsn {
     }
 }
 
-impl Serialize for Lsn {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() {
-            serializer.collect_str(self)
-        } else {
-            serializer.serialize_u64(self.0)
+/// A 64-bit number that is a string in formats for people and for JavaScript, and a `u64` in ours.
+macro_rules! text_where_people_read {
+    ($number:ident) => {
+        impl Serialize for $number {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.collect_str(self)
+                } else {
+                    serializer.serialize_u64(self.0)
+                }
+            }
         }
-    }
-}
 
-impl<'de> Deserialize<'de> for Lsn {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?
-                .parse()
-                .map_err(de::Error::custom)
-        } else {
-            u64::deserialize(deserializer).map(Lsn)
+        impl<'de> Deserialize<'de> for $number {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    String::deserialize(deserializer)?
+                        .parse()
+                        .map_err(de::Error::custom)
+                } else {
+                    u64::deserialize(deserializer).map($number)
+                }
+            }
         }
-    }
+    };
 }
+text_where_people_read!(Lsn);
 
 /// The number of a timeline (`TimeLineID`), from 1. It is no identity: two promotions may both make timeline
 /// 2.
@@ -138,27 +144,7 @@ impl FromStr for SystemIdentifier {
     }
 }
 
-impl Serialize for SystemIdentifier {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() {
-            serializer.collect_str(self)
-        } else {
-            serializer.serialize_u64(self.0)
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for SystemIdentifier {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?
-                .parse()
-                .map_err(de::Error::custom)
-        } else {
-            u64::deserialize(deserializer).map(SystemIdentifier)
-        }
-    }
-}
+text_where_people_read!(SystemIdentifier);
 
 /// A transaction's 32-bit number (`TransactionId`); it wraps around. 0 means none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

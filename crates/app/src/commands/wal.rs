@@ -237,16 +237,25 @@ pub fn get(context: &Context, arguments: &cli::WalGet) -> Result<u8> {
     })
 }
 
-pub fn status(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
-    let configuration = context.configuration()?;
-    let cluster = configuration.cluster(arguments.cluster.as_deref())?;
-    account::become_owner(&configuration, cluster)?;
-    let copies = Copies::open_any(&configuration, cluster, None)?;
+/// What the archive of the cluster's own system says.
+fn open_archive(
+    configuration: &crate::config::Configuration,
+    cluster: &Cluster,
+) -> Result<(archive::System, history::Archive)> {
+    account::become_owner(configuration, cluster)?;
+    let copies = Copies::open_any(configuration, cluster, None)?;
     let backups = archive::backups(&copies)?;
     let control = archive::control_file(cluster);
     let system =
         archive::system(control.as_ref(), &backups).ok_or_else(|| archive::unknown_system(cluster))?;
     let archive = archive::open(&copies, system)?;
+    Ok((system, archive))
+}
+
+pub fn status(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
+    let configuration = context.configuration()?;
+    let cluster = configuration.cluster(arguments.cluster.as_deref())?;
+    let (system, archive) = open_archive(&configuration, cluster)?;
     let size = system.wal_segment_size;
     let mut values = Vec::new();
     let mut rows = Vec::new();
@@ -291,13 +300,7 @@ pub fn status(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
 pub fn gaps(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
     let configuration = context.configuration()?;
     let cluster = configuration.cluster(arguments.cluster.as_deref())?;
-    account::become_owner(&configuration, cluster)?;
-    let copies = Copies::open_any(&configuration, cluster, None)?;
-    let backups = archive::backups(&copies)?;
-    let control = archive::control_file(cluster);
-    let system =
-        archive::system(control.as_ref(), &backups).ok_or_else(|| archive::unknown_system(cluster))?;
-    let archive = archive::open(&copies, system)?;
+    let (system, archive) = open_archive(&configuration, cluster)?;
     let gaps = archive.gaps();
     let name = |timeline, number| postgres::segment_name(timeline, number, system.wal_segment_size);
     if context.json {

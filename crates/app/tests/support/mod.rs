@@ -105,10 +105,15 @@ impl World {
 
     /// The same, not yet started.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_with(&self.scratch().join("pgproof.toml"), arguments)
+    }
+
+    /// The same with another configuration file.
+    pub fn command_with(&self, configuration: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command
             .arg("--config")
-            .arg(self.scratch().join("pgproof.toml"))
+            .arg(configuration)
             .args(arguments)
             .current_dir(self.scratch());
         if rustix::process::geteuid().is_root() {
