@@ -28,8 +28,9 @@ use crate::tree_writer::PACK_BYTES;
 
 pub use crate::file_writer::FileWriter;
 
-/// A pack holds at most so many blocks (1 GiB), so that its footer stays small however well they compress.
-pub(crate) const PACK_BLOCKS: u64 = 131_072;
+/// A pack holds at most so many blocks (128 MiB), so that its footer stays small however well they compress:
+/// each thread keeps the footer of its open pack in memory, 24 bytes a block and more while it is encoded.
+pub(crate) const PACK_BLOCKS: u64 = 16_384;
 /// The gathered frame is written, full or not, when so many others were written since it was begun.
 const FRAMES_UNTIL_FLUSH: u32 = 64;
 

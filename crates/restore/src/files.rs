@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -20,6 +20,7 @@ use repository::{
     TreeReader, Wanted,
 };
 
+use crate::large_file::{Gatherer, LargeFile};
 use crate::marker::{JOURNAL_NAME, MARKER_NAME};
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -53,13 +54,10 @@ enum Work {
     /// Small files, their leaves at hand.
     Batch(Vec<(PathBuf, FileEntry)>),
     /// A part of a large file, which is made already.
-    Part { file: Arc<Target>, leaves: Vec<LeafRef> },
-}
-
-struct Target {
-    file: File,
-    path: PathBuf,
-    size: u64,
+    Part {
+        file: Arc<LargeFile>,
+        leaves: Vec<LeafRef>,
+    },
 }
 
 struct Shared<'a> {
@@ -178,14 +176,8 @@ fn walk(shared: &Shared<'_>, sender: SyncSender<Work>) -> Result<()> {
                 ..
             } => {
                 let file = create(&path, entry.mode, shared.plan.owner)?;
-                file.set_len(entry.size)
-                    .map_err(|error| write_error(&path, &error))?;
                 shared.advance(0, 1);
-                let file = Arc::new(Target {
-                    file,
-                    path,
-                    size: entry.size,
-                });
+                let file = Arc::new(LargeFile::new(file, path, entry.size)?);
                 for part in leaves.chunks(LEAVES_AT_ONCE) {
                     send(Work::Part {
                         file: file.clone(),
@@ -212,6 +204,7 @@ fn walk(shared: &Shared<'_>, sender: SyncSender<Work>) -> Result<()> {
 fn work(shared: &Shared<'_>, receiver: &Mutex<Receiver<Work>>) -> Result<()> {
     let mut reader = BlockReader::new(shared.cluster)?;
     let mut buffer = Vec::new();
+    let mut gatherer = Gatherer::new();
     while let Some(work) = next(receiver) {
         if shared.failed() {
             continue;
@@ -221,7 +214,7 @@ fn work(shared: &Shared<'_>, receiver: &Mutex<Receiver<Work>>) -> Result<()> {
             Work::Part { file, leaves } => {
                 for leaf in &leaves {
                     let leaf = shared.tree.leaf(leaf).map_err(|error| about(error, &file.path))?;
-                    write_leaf(shared, &mut reader, &file, &leaf)?;
+                    write_leaf(shared, &mut reader, &mut gatherer, &file, &leaf)?;
                 }
             }
         }
@@ -229,15 +222,18 @@ fn work(shared: &Shared<'_>, receiver: &Mutex<Receiver<Work>>) -> Result<()> {
     Ok(())
 }
 
-fn write_leaf(shared: &Shared<'_>, reader: &mut BlockReader, file: &Target, leaf: &Leaf) -> Result<()> {
+fn write_leaf(
+    shared: &Shared<'_>,
+    reader: &mut BlockReader,
+    gatherer: &mut Gatherer,
+    file: &LargeFile,
+    leaf: &Leaf,
+) -> Result<()> {
     let mut write = |offset: u64, piece: Piece<'_>| match piece {
         Piece::Data(bytes) => {
-            let written = file
-                .file
-                .write_all_at(bytes, offset)
-                .map_err(|error| write_error(&file.path, &error));
+            gatherer.write(file, bytes, offset)?;
             shared.advance(bytes.len() as u64, 0);
-            written
+            Ok(())
         }
         Piece::Zeros(bytes) => {
             shared.advance(bytes, 0);
@@ -246,7 +242,8 @@ fn write_leaf(shared: &Shared<'_>, reader: &mut BlockReader, file: &Target, leaf
     };
     reader
         .read_leaf(leaf, file.size, &mut write)
-        .map_err(|error| about(error, &file.path))
+        .map_err(|error| about(error, &file.path))?;
+    gatherer.flush(file)
 }
 
 /// Small files are put together in memory and written with one call each.

@@ -15,6 +15,7 @@ mod destination;
 mod execute;
 mod facts;
 mod files;
+mod large_file;
 mod marker;
 mod plan;
 #[cfg(test)]
