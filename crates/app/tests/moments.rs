@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use support::World;
+use support::{Random, World, seed};
 
 /// How many moments are restored.
 const MOMENTS: usize = 20;
@@ -140,29 +140,5 @@ impl Load {
         for thread in self.threads {
             thread.join().expect("the load did not fail");
         }
-    }
-}
-
-/// `PGPROOF_TEST_SEED`, or a new one.
-fn seed() -> u64 {
-    let given = std::env::var("PGPROOF_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    given.unwrap_or_else(|| {
-        let mut bytes = [0u8; 8];
-        getrandom::fill(&mut bytes).expect("random numbers");
-        u64::from_le_bytes(bytes) | 1
-    })
-}
-
-/// Xorshift64: reproducible by its seed, which is all that is needed here.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
     }
 }

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::checked_json;
+use crate::container::damaged;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -167,6 +169,8 @@ impl fmt::Debug for Keyring {
 #[derive(Debug, Serialize, Deserialize)]
 struct SealedKeyring {
     version: u32,
+    /// Hexadecimal. Here too, so that a damaged `repository.json` costs nothing.
+    repository_id: String,
     epoch: u32,
     recipient: String,
     #[serde(flatten)]
@@ -289,16 +293,16 @@ impl Keyring {
             .map_err(|_| Error::new("key-internal", "cannot seal a keyring"))?;
         let sealed = SealedKeyring {
             version: RECIPIENT_VERSION,
+            repository_id: crate::hex::encode(&self.repository_id),
             epoch: self.epoch,
             recipient: recipient.clone(),
             method,
             nonce: crate::hex::encode(&nonce),
             sealed: STANDARD.encode(&*plain),
         };
-        let content = serde_json::to_vec_pretty(&sealed).map_err(|error| {
-            Error::new("key-internal", "cannot encode a sealed keyring").caused_by(&error)
-        })?;
-        Ok((object_name(self.epoch, &recipient), content))
+        let object = object_name(self.epoch, &recipient);
+        let content = checked_json::encode(&object, &sealed)?;
+        Ok((object, content))
     }
 }
 
@@ -312,6 +316,24 @@ pub(crate) fn candidate(epoch: u32, key: &RecipientKey) -> Option<String> {
     key.recipient().map(|recipient| object_name(epoch, &recipient))
 }
 
+/// The repository that an object below `keys/` says it belongs to. Errors: `object-damaged`,
+/// `repository-format`.
+pub(crate) fn repository_of(object: &str, content: &[u8]) -> Result<[u8; 16]> {
+    let sealed = sealed_keyring(object, content)?;
+    crate::hex::decode(&sealed.repository_id).ok_or_else(|| damaged(object, "it names no repository"))
+}
+
+fn sealed_keyring(object: &str, content: &[u8]) -> Result<SealedKeyring> {
+    let sealed: SealedKeyring = checked_json::decode(object, content)?;
+    if sealed.version != RECIPIENT_VERSION {
+        return Err(crate::container::newer_format(object, sealed.version));
+    }
+    if object_name(sealed.epoch, &sealed.recipient) != object {
+        return Err(damaged(object, "it stands under another name than its own"));
+    }
+    Ok(sealed)
+}
+
 /// Opens an object below `keys/`; `None` if it is not meant for this recipient.
 /// Errors: `repository-format`, `object-damaged`.
 pub(crate) fn open_keyring(
@@ -320,18 +342,8 @@ pub(crate) fn open_keyring(
     repository_id: &[u8; 16],
     recipient: &RecipientKey,
 ) -> Result<Option<Keyring>> {
-    let damaged = |why: &str| {
-        Error::new(
-            "object-damaged",
-            format!("object \"{object}\" is not a sealed keyring"),
-        )
-        .detail(format!("{why}."))
-    };
-    let sealed: SealedKeyring =
-        serde_json::from_slice(content).map_err(|error| damaged(&error.to_string()))?;
-    if sealed.version != RECIPIENT_VERSION {
-        return Err(crate::container::newer_format(object, sealed.version));
-    }
+    let damaged = |why: &str| damaged(object, why);
+    let sealed = sealed_keyring(object, content)?;
     let key = match (&recipient.0, &sealed.method) {
         (Secret::Key(key), Method::KeyFile) => key.clone(),
         (Secret::Passphrase(passphrase), Method::Passphrase { argon2id }) => argon2id.derive(passphrase)?,
@@ -340,11 +352,8 @@ pub(crate) fn open_keyring(
     if recipient_of(&key) != sealed.recipient {
         return Ok(None);
     }
-    if object_name(sealed.epoch, &sealed.recipient) != object {
-        return Err(damaged("It stands under another name than its own"));
-    }
     let nonce: [u8; NONCE_LEN] =
-        crate::hex::decode(&sealed.nonce).ok_or_else(|| damaged("Its nonce is cut"))?;
+        crate::hex::decode(&sealed.nonce).ok_or_else(|| damaged("its nonce is cut"))?;
     let bytes = STANDARD
         .decode(&sealed.sealed)
         .map_err(|error| damaged(&error.to_string()))?;
@@ -352,16 +361,16 @@ pub(crate) fn open_keyring(
     let aad = associated_data(repository_id, sealed.epoch, &sealed.recipient);
     let opened = aead_key(&key)?
         .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut plain)
-        .map_err(|_| damaged("It was changed, or belongs to another repository"))?;
+        .map_err(|_| damaged("it was changed, or belongs to another repository"))?;
     let keyring: Keyring = match opened.split_first() {
         Some((&KEYRING_VERSION, body)) => {
             postcard::from_bytes(body).map_err(|error| damaged(&error.to_string()))?
         }
         Some((version, _)) => return Err(crate::container::newer_format(object, u32::from(*version))),
-        None => return Err(damaged("It is empty")),
+        None => return Err(damaged("it is empty")),
     };
     if keyring.repository_id != *repository_id || keyring.epoch != sealed.epoch {
-        return Err(damaged("It belongs to another repository or epoch"));
+        return Err(damaged("it belongs to another repository or epoch"));
     }
     Ok(Some(keyring))
 }
@@ -542,11 +551,11 @@ mod tests {
         let (name, content) = keyring().seal(&right).unwrap();
         assert!(open_keyring(&name, &content, &ID, &right).unwrap().is_some());
         assert!(open_keyring(&name, &content, &ID, &wrong).unwrap().is_none());
-        let greedy = String::from_utf8(content).unwrap().replace("65536", "4000000000");
+        let mut greedy: serde_json::Value = checked_json::decode(&name, &content).unwrap();
+        greedy["argon2id"]["memory_kib"] = 4_000_000_000_u32.into();
+        let greedy = checked_json::encode(&name, &greedy).unwrap();
         assert_eq!(
-            open_keyring(&name, greedy.as_bytes(), &ID, &right)
-                .unwrap_err()
-                .code(),
+            open_keyring(&name, &greedy, &ID, &right).unwrap_err().code(),
             "repository-format"
         );
         assert_eq!(

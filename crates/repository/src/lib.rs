@@ -8,6 +8,7 @@
 mod backup;
 mod blocks;
 mod bytes;
+mod checked_json;
 mod claims;
 mod container;
 mod evidence;

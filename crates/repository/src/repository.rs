@@ -10,6 +10,7 @@ use std::sync::Arc;
 use diagnostic::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::checked_json;
 use crate::container::{self, Kind, Method};
 use crate::identity::Identity;
 use crate::keys::{self, Keychain, Keyring, RecipientKey, Role};
@@ -42,6 +43,35 @@ struct RepositoryHeader {
     repository_id: String,
     created_at: jiff::Timestamp,
     conditional_creation: bool,
+}
+
+impl RepositoryHeader {
+    /// Errors: `object-damaged`, `repository-format`.
+    fn decode(text: &[u8]) -> Result<Self> {
+        let header: RepositoryHeader = checked_json::decode(REPOSITORY, text)?;
+        if header.format_version != FORMAT_VERSION {
+            return Err(container::newer_format(REPOSITORY, header.format_version));
+        }
+        Ok(header)
+    }
+
+    /// What can be known without it; conditional creation is not assumed. Error: the one given, if no keyring
+    /// says more.
+    fn from_keyrings(store: &dyn Store, damage: Error) -> Result<Self> {
+        for object in store.list("keys/")? {
+            if let Some(content) = store.read(&object.name)?
+                && let Ok(id) = keys::repository_of(&object.name, &content)
+            {
+                return Ok(RepositoryHeader {
+                    format_version: FORMAT_VERSION,
+                    repository_id: crate::hex::encode(&id),
+                    created_at: jiff::Timestamp::UNIX_EPOCH,
+                    conditional_creation: false,
+                });
+            }
+        }
+        Err(damage)
+    }
 }
 
 impl fmt::Debug for Repository {
@@ -82,9 +112,7 @@ impl Repository {
             created_at: now,
             conditional_creation,
         };
-        let text = serde_json::to_vec_pretty(&header).map_err(|error| {
-            Error::new("repository-format", "cannot encode repository.json").caused_by(&error)
-        })?;
+        let text = checked_json::encode(REPOSITORY, &header)?;
         if store.put_new(REPOSITORY, &text)? == Put::Exists {
             return Err(exists());
         }
@@ -100,12 +128,13 @@ impl Repository {
             )
             .hint("Run `pgproof init` to make one, or correct the URL.")
         })?;
-        let header: RepositoryHeader = serde_json::from_slice(&text).map_err(|error| {
-            Error::new("object-damaged", format!("object \"{REPOSITORY}\" is damaged")).caused_by(&error)
-        })?;
-        if header.format_version != FORMAT_VERSION {
-            return Err(container::newer_format(REPOSITORY, header.format_version));
-        }
+        // Damaged, it is a finding of `verify` and no obstacle: the keyrings say the same, and authenticate it.
+        let header = match RepositoryHeader::decode(&text) {
+            Err(error) if error.code() == "object-damaged" => {
+                RepositoryHeader::from_keyrings(&*store, error)?
+            }
+            decoded => decoded?,
+        };
         let id: [u8; 16] = crate::hex::decode(&header.repository_id)
             .ok_or_else(|| container::damaged(REPOSITORY, "it has no identifier"))?;
         let mut keyrings = Vec::new();
@@ -148,6 +177,30 @@ impl Repository {
                 keychain,
             }),
         })
+    }
+
+    /// Looks at what stands outside of containers: each object's name, size, and what is wrong with it.
+    pub(crate) fn look_at_plain_objects(&self) -> Result<Vec<(String, u64, Result<()>)>> {
+        let store = &self.inner.store;
+        let mut looked = Vec::new();
+        let text = store.read(REPOSITORY)?.unwrap_or_default();
+        let header = RepositoryHeader::decode(&text).map(drop);
+        looked.push((REPOSITORY.to_string(), text.len() as u64, header));
+        for object in store.list("keys/")? {
+            let Some(content) = store.read(&object.name)? else {
+                continue;
+            };
+            let belongs =
+                keys::repository_of(&object.name, &content).and_then(|id| match id == self.inner.id {
+                    true => Ok(()),
+                    false => Err(container::damaged(
+                        &object.name,
+                        "it belongs to another repository",
+                    )),
+                });
+            looked.push((object.name, content.len() as u64, belongs));
+        }
+        Ok(looked)
     }
 
     /// Seals the keyrings of all epochs that this key opens for one more recipient.
@@ -430,9 +483,15 @@ pub(crate) mod tests {
             Repository::open(store.clone(), &key).unwrap_err().code(),
             "repository-missing"
         );
-        let newer = br#"{"format_version":2,"repository_id":"","created_at":"2026-08-15T02:00:03Z",
-            "conditional_creation":true}"#;
-        store.put_new("repository.json", newer).unwrap();
+        let newer = checked_json::encode(
+            REPOSITORY,
+            &serde_json::json!({
+                "format_version": 2, "repository_id": "", "created_at": "2026-08-15T02:00:03Z",
+                "conditional_creation": true,
+            }),
+        )
+        .unwrap();
+        store.put_new("repository.json", &newer).unwrap();
         assert_eq!(
             Repository::open(store, &key).unwrap_err().code(),
             "repository-format"

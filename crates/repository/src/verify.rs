@@ -83,6 +83,7 @@ pub fn verify_watched(
         bytes: AtomicU64::new(0),
         bytes_total: AtomicU64::new(0),
     };
+    looking.plain_objects()?;
     let backups = looking.records()?;
     let (packs, tables) = looking.pack_tables(&backups)?;
     let wal = cluster.store().list(&cluster.names().wal())?;
@@ -211,6 +212,20 @@ impl Looking<'_> {
             let results: Vec<Result<()>> = threads.into_iter().map(join).collect();
             results.into_iter().collect()
         })
+    }
+
+    fn plain_objects(&self) -> Result<()> {
+        for (name, size, found) in self.cluster.repository().look_at_plain_objects()? {
+            let affects = || {
+                vec![match name.strip_prefix("keys/") {
+                    Some(_) => "whoever opens the repository with that key".to_string(),
+                    None => "nothing yet: the keyrings say the same".to_string(),
+                }]
+            };
+            self.note(found, &name, &affects)?;
+            self.looked_at(size);
+        }
+        Ok(())
     }
 
     fn records(&self) -> Result<Vec<Backup>> {

@@ -6,6 +6,7 @@
 //! none has a later segment of that timeline. Everything else is an error, which the caller turns into an
 //! exit code that stops recovery.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -300,14 +301,20 @@ impl Temporary {
         let mut random = [0; 8];
         getrandom::fill(&mut random)
             .map_err(|error| Error::new("random", "cannot get random bytes").detail(error.to_string()))?;
-        let name = format!(".pgproof-{:016x}.tmp", u64::from_le_bytes(random));
-        let path = destination.parent().unwrap_or(Path::new(".")).join(name);
+        let folder = destination.parent().unwrap_or(Path::new("."));
+        let prefix = temporary_prefix(destination);
+        remove_leftovers(folder, &prefix);
+        let mut name = prefix;
+        name.push(format!("{:016x}.tmp", u64::from_le_bytes(random)));
+        let path = folder.join(name);
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&path)
             .map_err(|error| write_error(&path, &error))?;
+        // Says that somebody is at it; where the file system knows no locks, so be it.
+        let _ = file.try_lock();
         Ok(Temporary {
             file,
             path,
@@ -353,6 +360,36 @@ impl Drop for Temporary {
     }
 }
 
+fn temporary_prefix(destination: &Path) -> OsString {
+    let mut prefix = OsString::from(".pgproof-");
+    prefix.push(destination.file_name().unwrap_or_default());
+    prefix.push("-");
+    prefix
+}
+
+/// Removes what runs that were killed have left for the same destination. One that still runs holds a lock.
+fn remove_leftovers(folder: &Path, prefix: &OsStr) {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if !name.starts_with(prefix.as_encoded_bytes()) || !name.ends_with(b".tmp") {
+            continue;
+        }
+        let free = OpenOptions::new()
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
+            .open(entry.path())
+            .is_ok_and(|file| file.try_lock().is_ok());
+        if free {
+            // Whatever stays is met again by the next run.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn write_error(path: &Path, error: &std::io::Error) -> Error {
     Error::io("wal-place", format!("cannot write \"{}\"", path.display()), error)
 }
@@ -375,5 +412,22 @@ mod tests {
         file.place(&destination).unwrap();
         assert_eq!(std::fs::read(&destination).unwrap(), b"whole");
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_by_the_next_and_a_running_one_is_not_disturbed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let destination = scratch.path().join("RECOVERYXLOG");
+        let killed = Temporary::create(&destination).unwrap();
+        let leftover = killed.path.clone();
+        // As after SIGKILL: the lock is gone, the file stays.
+        killed.file.unlock().unwrap();
+        std::mem::forget(killed);
+        let other = Temporary::create(&scratch.path().join("RECOVERYHISTORY")).unwrap();
+        assert!(leftover.exists());
+        let running = Temporary::create(&destination).unwrap();
+        assert!(!leftover.exists());
+        let next = Temporary::create(&destination).unwrap();
+        assert!(running.path.exists() && next.path.exists() && other.path.exists());
     }
 }

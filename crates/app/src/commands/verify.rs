@@ -25,8 +25,7 @@ pub fn run(context: &Context, arguments: &cli::Verify) -> Result<u8> {
         let result = repository::verify(&copy.cluster, options)?;
         objects += result.objects;
         bytes += result.bytes;
-        let chain = copy.cluster.verify_chain()?;
-        for finding in result.findings.into_iter().chain(chain.findings) {
+        for finding in result.findings {
             if !context.json {
                 output::line(format!(
                     "finding[{}]: {} in copy {}",

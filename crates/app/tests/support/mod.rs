@@ -122,6 +122,21 @@ impl World {
         command
     }
 
+    /// The same below another program, `strace` for one, which gets the program's path and arguments last.
+    pub fn command_below(&self, other: &str, its_arguments: &[&str], arguments: &[&str]) -> Command {
+        let plain = self.command(arguments);
+        let mut command = Command::new(other);
+        command
+            .args(its_arguments)
+            .arg(plain.get_program())
+            .args(plain.get_args())
+            .current_dir(self.scratch());
+        if rustix::process::geteuid().is_root() {
+            command.uid(self.account.0).gid(self.account.1);
+        }
+        command
+    }
+
     pub fn json(&self, arguments: &[&str]) -> Value {
         let with_json: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
         self.run(&with_json).ok().json()
@@ -230,5 +245,29 @@ pub fn give_to_account(path: &Path) {
                 give_to_account(&entry.path());
             }
         }
+    }
+}
+
+/// The seed of a test's random choices: `PGPROOF_TEST_SEED`, or a new one. The test prints it.
+pub fn seed() -> u64 {
+    let given = std::env::var("PGPROOF_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    given.unwrap_or_else(|| {
+        let mut bytes = [0u8; 8];
+        getrandom::fill(&mut bytes).expect("random numbers");
+        u64::from_le_bytes(bytes) | 1
+    })
+}
+
+/// Xorshift64: reproducible by its seed, which is all that is needed here.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
     }
 }
