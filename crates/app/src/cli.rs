@@ -47,7 +47,9 @@ pub enum Command {
     /// Protect a backup from ever being expired
     Pin(Pin),
     /// Release a pinned backup
-    Unpin(Pin),
+    Unpin(Unpin),
+    /// Delete what [retention] no longer keeps, and what nothing refers to
+    Expire(Expire),
     /// Read what is kept, and prove it whole
     Verify(Verify),
     /// The WAL archive
@@ -182,7 +184,39 @@ pub struct Pin {
     /// Why; shown by `pgproof list`
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub reason: String,
+    /// The pin ends by itself then: a time, such as "2027-01-01 00:00 UTC" [default: never]
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
     /// Show what would be changed, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Unpin {
+    /// The backup's name, as `pgproof list` prints it; or `latest`
+    pub backup: String,
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Why
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Show what would be changed, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Expire {
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// Only this copy
+    #[arg(long, value_name = "NAME")]
+    pub copy: Option<String>,
+    /// Wait until what nothing refers to may be deleted (about 70 minutes), and delete it in the same run
+    #[arg(long)]
+    pub wait: bool,
+    /// Print the plan, and stop
     #[arg(long)]
     pub dry_run: bool,
 }

@@ -4,6 +4,7 @@ mod backup;
 mod check;
 mod config;
 mod drill;
+mod expire;
 mod find;
 mod init;
 mod key;
@@ -20,6 +21,8 @@ use crate::cli::{self, Command};
 use crate::context::Context;
 use crate::{account, demo};
 
+pub use wal::host_name;
+
 /// Runs the command; the value is the exit code.
 pub fn run(context: &Context, command: Command) -> Result<u8> {
     match command {
@@ -30,8 +33,9 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Backup(arguments) => backup::run(context, &arguments),
         Command::List(arguments) => list::list(context, &arguments),
         Command::Show(arguments) => list::show(context, &arguments),
-        Command::Pin(arguments) => list::pin(context, &arguments, true),
-        Command::Unpin(arguments) => list::pin(context, &arguments, false),
+        Command::Pin(arguments) => list::pin(context, &arguments),
+        Command::Unpin(arguments) => list::unpin(context, &arguments),
+        Command::Expire(arguments) => expire::run(context, &arguments),
         Command::Verify(arguments) => verify::run(context, &arguments),
         Command::Wal(cli::Wal::Push(arguments)) => wal::push(context, &arguments),
         Command::Wal(cli::Wal::Get(arguments)) => wal::get(context, &arguments),

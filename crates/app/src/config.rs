@@ -48,6 +48,7 @@ struct ClusterSection {
 struct CopySection {
     url: String,
     key: KeySection,
+    retention: Option<RetentionSection>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -61,9 +62,11 @@ struct KeySection {
 #[serde(deny_unknown_fields)]
 struct RetentionSection {
     recovery_window: Option<Length>,
+    keep_last: Option<u32>,
     daily: Option<u32>,
     weekly: Option<u32>,
     monthly: Option<u32>,
+    after_backup: Option<bool>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -119,6 +122,8 @@ pub struct CopyOfRepository {
     pub name: String,
     pub url: String,
     pub key: KeySource,
+    /// What to keep in this copy, instead of what is said for all.
+    pub retention: Option<Retention>,
 }
 
 /// Where the key of a copy comes from.
@@ -129,13 +134,28 @@ pub enum KeySource {
     PassphraseCommand(String),
 }
 
-/// What to keep. Nothing is deleted by this version of the program; the values are checked and shown.
+/// What to keep. Rules add up; without any, nothing is ever deleted.
 #[derive(Debug, Clone, Default)]
 pub struct Retention {
     pub recovery_window: Option<Length>,
+    pub keep_last: Option<u32>,
     pub daily: Option<u32>,
     pub weekly: Option<u32>,
     pub monthly: Option<u32>,
+    /// `backup` runs `expire` when it is done.
+    pub after_backup: bool,
+}
+
+impl Retention {
+    pub fn policy(&self) -> retention::Policy {
+        retention::Policy {
+            recovery_window: self.recovery_window.as_ref().map(|length| length.duration),
+            keep_last: self.keep_last,
+            daily: self.daily,
+            weekly: self.weekly,
+            monthly: self.monthly,
+        }
+    }
 }
 
 /// One drill profile.
@@ -192,15 +212,11 @@ impl Configuration {
             path: path.to_path_buf(),
             clusters: BTreeMap::new(),
             copies: BTreeMap::new(),
-            retention: Retention {
-                recovery_window: file.retention.recovery_window,
-                daily: file.retention.daily,
-                weekly: file.retention.weekly,
-                monthly: file.retention.monthly,
-            },
+            retention: Retention::default(),
             drills: BTreeMap::new(),
             origins,
         };
+        configuration.retention = configuration.retention_of("retention", file.retention)?;
         for (name, section) in file.copy {
             let copy = configuration.copy_of(base, &name, section)?;
             configuration.copies.insert(name, copy);
@@ -242,11 +258,54 @@ impl Configuration {
                 )));
             }
         };
+        let retention = section
+            .retention
+            .map(|section| self.retention_of(&format!("{at}.retention"), section))
+            .transpose()?;
         Ok(CopyOfRepository {
             name: name.to_owned(),
             url: section.url,
             key,
+            retention,
         })
+    }
+
+    fn retention_of(&self, at: &str, section: RetentionSection) -> Result<Retention> {
+        for (key, value) in [
+            ("keep_last", section.keep_last),
+            ("daily", section.daily),
+            ("weekly", section.weekly),
+            ("monthly", section.monthly),
+        ] {
+            if value == Some(0) {
+                return Err(self
+                    .wrong(&format!("{at}.{key}"), format!("`{key}` must be at least 1"))
+                    .hint(format!("Leave {key} out to keep nothing by that rule.")));
+            }
+        }
+        let retention = Retention {
+            recovery_window: section.recovery_window,
+            keep_last: section.keep_last,
+            daily: section.daily,
+            weekly: section.weekly,
+            monthly: section.monthly,
+            after_backup: section.after_backup.unwrap_or(false),
+        };
+        if retention.after_backup && retention.policy().is_empty() {
+            return Err(self
+                .wrong(
+                    &format!("{at}.after_backup"),
+                    "there is nothing to expire by after a backup",
+                )
+                .hint("Say what to keep, for example `recovery_window = \"30 days\"`."));
+        }
+        Ok(retention)
+    }
+
+    /// What is to be kept in a copy.
+    pub fn retention_in(&self, copy: &str) -> &Retention {
+        let own = self.copies.get(copy).and_then(|copy| copy.retention.as_ref());
+        own.unwrap_or(&self.retention)
     }
 
     fn cluster_of(&self, base: &Path, name: &str, section: ClusterSection) -> Result<Cluster> {
@@ -429,19 +488,23 @@ impl Configuration {
                 }
             }
         }
-        let window = self
-            .retention
-            .recovery_window
-            .as_ref()
-            .map(|length| quoted(&length.text));
-        add("retention.recovery_window".into(), optional(window));
         let number = |value: Option<u32>| value.map(|value| value.to_string());
-        add("retention.daily".into(), optional(number(self.retention.daily)));
-        add("retention.weekly".into(), optional(number(self.retention.weekly)));
-        add(
-            "retention.monthly".into(),
-            optional(number(self.retention.monthly)),
-        );
+        let mut show_retention = |at: &str, retention: &Retention| {
+            let window = retention.recovery_window.as_ref();
+            let window = window.map(|length| quoted(&length.text));
+            add(format!("{at}.recovery_window"), optional(window));
+            add(format!("{at}.keep_last"), optional(number(retention.keep_last)));
+            add(format!("{at}.daily"), optional(number(retention.daily)));
+            add(format!("{at}.weekly"), optional(number(retention.weekly)));
+            add(format!("{at}.monthly"), optional(number(retention.monthly)));
+            add(format!("{at}.after_backup"), retention.after_backup.to_string());
+        };
+        show_retention("retention", &self.retention);
+        for (name, copy) in &self.copies {
+            if let Some(retention) = &copy.retention {
+                show_retention(&format!("copy.{name}.retention"), retention);
+            }
+        }
         for (name, drill) in &self.drills {
             let at = format!("drill.{name}");
             let length = |value: Option<Duration>| value.map(|value| format!("\"{} s\"", value.as_secs()));

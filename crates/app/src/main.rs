@@ -12,6 +12,7 @@ mod context;
 mod copies;
 mod demo;
 mod exit;
+mod lease;
 mod output;
 mod progress;
 mod rpo;

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use diagnostic::Result;
-use postgres::{SystemIdentifier, TimelineId};
-use repository::ClusterRepository;
+use postgres::{SystemIdentifier, TimelineId, WalFile};
+use repository::{ClusterRepository, ExpiredWal};
 
 use crate::facts::ArchiveFacts;
 
@@ -67,6 +67,25 @@ pub fn compare(
     facts
 }
 
+/// Whether retention has let this go: a segment, or a file beside one.
+pub fn was_expired(name: &str, expired: &[ExpiredWal]) -> bool {
+    let mut parts = name.split('/');
+    let (system, file) = (parts.next(), parts.next_back());
+    let (Some(system), Some((file, _digest))) = (system, file.and_then(|file| file.rsplit_once('.'))) else {
+        return false;
+    };
+    expired.iter().any(|range| {
+        let file = WalFile::parse(file, range.segment_size);
+        system == range.system.to_string()
+            && file.is_some_and(|file| {
+                file.timeline() == range.timeline
+                    && file
+                        .number()
+                        .is_some_and(|number| (range.first..=range.last).contains(&number))
+            })
+    })
+}
+
 /// A segment, a label, a claim or a roll-up of this system's timeline.
 fn of_production(name: &str, system: SystemIdentifier, timeline: TimelineId) -> bool {
     let own = timeline.hex8();
@@ -108,6 +127,23 @@ mod tests {
         assert_eq!(facts.added_by_production, 3);
         assert_eq!(facts.unexpected.len(), 3);
         assert!(facts.missing.is_empty());
+    }
+
+    #[test]
+    fn what_retention_has_let_go_is_told_from_what_vanished() {
+        let expired = [ExpiredWal {
+            system: SystemIdentifier(7),
+            timeline: TimelineId(1),
+            first: 1,
+            last: 2,
+            segment_size: 16 << 20,
+        }];
+        let name = |system: u64, segment: u32| format!("{system}/00000001/00000000/0000000100000000{segment:08X}.aa");
+        assert!(was_expired(&name(7, 2), &expired));
+        assert!(was_expired("7/label/000000010000000000000002.00000028.backup.cc", &expired));
+        assert!(!was_expired(&name(7, 3), &expired));
+        assert!(!was_expired(&name(8, 2), &expired));
+        assert!(!was_expired("7/history/00000001.history.ee", &expired));
     }
 
     #[test]

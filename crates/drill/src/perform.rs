@@ -444,11 +444,14 @@ fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
 /// Compares the archive with what it was, however the drill went: after the copy is gone, it cannot change
 /// any more.
 pub(crate) fn archive_after(run: &mut Run<'_>) -> Result<((), String)> {
-    let (Some(before), Some((system, timeline))) = (run.archive_before.take(), run.archive_of) else {
+    let (Some(mut before), Some((system, timeline))) = (run.archive_before.take(), run.archive_of) else {
         return Ok(((), "nothing to compare with".into()));
     };
     let started = Instant::now();
     let after = archive::list(run.drill.repository)?;
+    // Retention may have let go of older WAL meanwhile, and has said so before.
+    let expired = run.drill.repository.expired_wal()?;
+    before.retain(|name| after.contains(name) || !archive::was_expired(name, &expired));
     let mut facts = archive::compare(&before, &after, system, timeline);
     facts.foreign_histories = run
         .facts

@@ -125,6 +125,8 @@ pub struct Archive {
     runs: BTreeMap<TimelineId, Vec<SegmentRun>>,
     timelines: Timelines,
     claimed: BTreeSet<TimelineId>,
+    /// What retention has let go, by timeline.
+    expired: Vec<(TimelineId, u64, u64)>,
 }
 
 impl Archive {
@@ -161,6 +163,7 @@ impl Archive {
         }
         let timelines = Timelines::new(source.histories()?);
         let claimed = source.claimed()?;
+        let expired = source.expired()?;
         Ok(Archive {
             source,
             system,
@@ -168,6 +171,7 @@ impl Archive {
             runs,
             timelines,
             claimed,
+            expired,
         })
     }
 
@@ -245,19 +249,44 @@ impl Archive {
         self.runs(timeline).last().is_some_and(|run| run.last > number)
     }
 
-    /// Every hole between archived segments, on each timeline.
+    /// Every hole between archived segments, on each timeline. What retention has let go is no hole.
     pub fn gaps(&self) -> Vec<Gap> {
         let mut gaps = Vec::new();
         for (timeline, runs) in &self.runs {
             for pair in runs.windows(2) {
                 let [before, after] = pair else { continue };
-                gaps.push(self.gap(*timeline, before.last + 1, after.first - 1));
+                gaps.extend(self.not_expired(*timeline, before.last + 1, after.first - 1));
             }
         }
         gaps
     }
 
-    /// Holes on the way from an LSN (a backup's redo point) on, a missing beginning included.
+    /// The parts of a hole that nobody let go.
+    pub(crate) fn not_expired(&self, timeline: TimelineId, first: u64, last: u64) -> Vec<Gap> {
+        let mut ranges: Vec<(u64, u64)> = (self.expired.iter())
+            .filter(|(expired, _, _)| *expired == timeline)
+            .map(|(_, first, last)| (*first, *last))
+            .collect();
+        ranges.sort_unstable();
+        let mut gaps = Vec::new();
+        let mut next = first;
+        for (from, to) in ranges {
+            if next > last || from > last {
+                break;
+            }
+            if from > next {
+                gaps.push(self.gap(timeline, next, from - 1));
+            }
+            next = next.max(to.saturating_add(1));
+        }
+        if next <= last {
+            gaps.push(self.gap(timeline, next, last));
+        }
+        gaps
+    }
+
+    /// Holes on the way from an LSN (a backup's redo point) on, a missing beginning included, and also what
+    /// retention has let go: nobody can look there.
     pub fn gaps_on(&self, path: &WalPath, from: Lsn) -> Vec<Gap> {
         let mut gaps = Vec::new();
         let mut number = from.segment(self.segment_size);

@@ -27,6 +27,10 @@ pub trait WalSource: Send + Sync {
     fn histories(&self) -> Result<Vec<KnownHistory>>;
     /// Timelines that a writer has claimed.
     fn claimed(&self) -> Result<BTreeSet<TimelineId>>;
+    /// WAL that retention has let go: for each timeline, inclusive ranges of segment numbers.
+    fn expired(&self) -> Result<Vec<(TimelineId, u64, u64)>> {
+        Ok(Vec::new())
+    }
 }
 
 /// The segments of one timeline in one copy, 32 bytes for each.
@@ -52,6 +56,7 @@ pub struct RepositorySource {
     timelines: BTreeMap<TimelineId, Vec<Listed>>,
     histories: Vec<KnownHistory>,
     claimed: BTreeSet<TimelineId>,
+    expired: Vec<(TimelineId, u64, u64)>,
     unavailable: Vec<(String, Error)>,
 }
 
@@ -70,6 +75,7 @@ impl RepositorySource {
             timelines: BTreeMap::new(),
             histories: Vec::new(),
             claimed: BTreeSet::new(),
+            expired: Vec::new(),
             unavailable: Vec::new(),
         };
         for (at, copy) in copies.iter().enumerate() {
@@ -118,7 +124,11 @@ impl RepositorySource {
                 object: file.object,
             });
         }
+        let expired = copy.expired_wal()?;
+        let ours = expired.iter().filter(|range| range.system == self.system);
+        let expired: Vec<_> = ours.map(|range| (range.timeline, range.first, range.last)).collect();
         // Only now: a copy counts as a whole or not at all.
+        self.expired.extend(expired);
         for (timeline, listed, claimed) in found {
             self.timelines.entry(timeline).or_default().push(listed);
             if claimed {
@@ -271,6 +281,10 @@ impl WalSource for RepositorySource {
     fn claimed(&self) -> Result<BTreeSet<TimelineId>> {
         Ok(self.claimed.clone())
     }
+
+    fn expired(&self) -> Result<Vec<(TimelineId, u64, u64)>> {
+        Ok(self.expired.clone())
+    }
 }
 
 /// One source, and another one for what it does not have.
@@ -312,6 +326,10 @@ impl WalSource for Layered {
     fn claimed(&self) -> Result<BTreeSet<TimelineId>> {
         self.first.claimed()
     }
+
+    fn expired(&self) -> Result<Vec<(TimelineId, u64, u64)>> {
+        self.first.expired()
+    }
 }
 
 /// Values in memory: for tests, and for WAL that is not archived yet.
@@ -325,6 +343,8 @@ pub struct MemorySource {
     pub histories: Vec<KnownHistory>,
     /// Claimed timelines.
     pub claimed: BTreeSet<TimelineId>,
+    /// WAL that was let go.
+    pub expired: Vec<(TimelineId, u64, u64)>,
 }
 
 impl WalSource for MemorySource {
@@ -361,5 +381,9 @@ impl WalSource for MemorySource {
 
     fn claimed(&self) -> Result<BTreeSet<TimelineId>> {
         Ok(self.claimed.clone())
+    }
+
+    fn expired(&self) -> Result<Vec<(TimelineId, u64, u64)>> {
+        Ok(self.expired.clone())
     }
 }

@@ -25,7 +25,7 @@ pub struct Window {
     pub to_lsn: Option<Lsn>,
     /// The newest commit up to there: the latest point that a person can name by time.
     pub to: Option<Timestamp>,
-    /// The first gap behind the backup's redo point.
+    /// The first gap behind the backup's redo point that is not WAL which retention has let go.
     pub gap: Option<Gap>,
 }
 
@@ -85,7 +85,9 @@ impl Archive {
                 to: end
                     .as_ref()
                     .map(|_| commit.map_or(from, |commit| commit.time.max(from))),
-                gap: self.gaps_on(&path, backup.redo_lsn).into_iter().next(),
+                gap: (self.gaps_on(&path, backup.redo_lsn).iter())
+                    .flat_map(|gap| self.not_expired(gap.timeline, gap.first_missing, gap.last_missing))
+                    .next(),
             });
         }
         Ok(windows)

@@ -10,8 +10,10 @@ mod blocks;
 mod bytes;
 mod checked_json;
 mod claims;
+mod collection;
 mod container;
 mod evidence;
+mod expiries;
 mod extents;
 mod file_writer;
 mod framed;
@@ -19,6 +21,7 @@ mod hex;
 mod identity;
 mod keys;
 mod leaf_builder;
+mod leases;
 mod map;
 mod names;
 mod nodes;
@@ -32,6 +35,7 @@ mod seal;
 pub mod store;
 mod tree_reader;
 mod tree_writer;
+mod verifications;
 mod verify;
 mod wal;
 
@@ -41,9 +45,14 @@ pub use backup::{
 };
 pub use blocks::{BlockFacts, FilePart, FileWriter, PackStatistics, PackWriter};
 pub use claims::{Claim, Writer};
+pub use collection::{
+    CLOCK_TOLERANCE, CONDEMNED_WAIT, Collected, CondemnedPack, LiveRun, Removal, WalObject,
+};
 pub use evidence::{ChainLink, ChainResult};
+pub use expiries::{ExpiredWal, Expiry, ProtectedBackup, merge_expired};
 pub use identity::{BlockDigest, Identity};
 pub use keys::{RecipientKey, Role};
+pub use leases::{HeldLease, LEASE_LIFE, Lease};
 pub use map::{
     BLOCK_BYTES, BlockFlags, BlockRun, Content, EntryKind, FRAME_BLOCKS, FRAME_BYTES, FileEntry, FileFormat,
     FrameRef, INLINE_BLOCKS, LEAF_BLOCKS, Leaf, LeafRef, Location, Overlay, Page, PageRef, Root, blocks_of,
@@ -57,5 +66,6 @@ pub use run::{Run, RunInfo};
 pub use store::{LocalFolder, ObjectInfo, ObjectWriter, Put, RequestCounts, Store, create_store, open_store};
 pub use tree_reader::{Entries, Leaves, TreeReader};
 pub use tree_writer::{TreeStatistics, TreeWriter};
+pub use verifications::Verification;
 pub use verify::{Finding, VerifyOptions, VerifyProgress, VerifyResult, verify, verify_watched};
 pub use wal::{PutWal, Segments, WalFileKind, WalFileObject, WalSegmentObject};

@@ -218,6 +218,22 @@ impl ClusterNames {
         format!("{}/pins/", self.prefix)
     }
 
+    pub(crate) fn leases(&self) -> String {
+        format!("{}/leases/", self.prefix)
+    }
+
+    pub(crate) fn expiries(&self) -> String {
+        format!("{}/expiries/", self.prefix)
+    }
+
+    pub(crate) fn verifications(&self) -> String {
+        format!("{}/verifications/", self.prefix)
+    }
+
+    pub(crate) fn condemned(&self) -> String {
+        format!("{}/condemned/", self.prefix)
+    }
+
     pub(crate) fn evidence(&self) -> String {
         format!("{}/evidence/", self.prefix)
     }

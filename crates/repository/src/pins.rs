@@ -23,11 +23,28 @@ pub struct Pin {
     pub pinned: bool,
     pub reason: String,
     pub at: Timestamp,
+    /// The pin ends by itself then.
+    #[serde(default)]
+    pub until: Option<Timestamp>,
+}
+
+impl Pin {
+    /// Keeps the backup at this moment.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        self.pinned && self.until.is_none_or(|until| now < until)
+    }
 }
 
 impl ClusterRepository {
-    /// Error: `backup-missing`.
-    pub fn pin(&self, backup: BackupId, reason: &str, now: Timestamp) -> Result<()> {
+    /// Keeps a backup until it is released, or until that moment. Error: `backup-missing`, also if it was
+    /// expired in this very moment.
+    pub fn pin(
+        &self,
+        backup: BackupId,
+        reason: &str,
+        until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<()> {
         self.backup(backup)?;
         self.state_pin(Pin {
             version: 1,
@@ -35,7 +52,10 @@ impl ClusterRepository {
             pinned: true,
             reason: reason.to_string(),
             at: now,
-        })
+            until,
+        })?;
+        // Whoever expires looks at pins directly before the record goes: now it is kept, or gone.
+        self.backup(backup).map(drop)
     }
 
     /// Releases a backup; one that was never pinned is no error.
@@ -47,6 +67,7 @@ impl ClusterRepository {
                 pinned: false,
                 reason: reason.to_string(),
                 at: now,
+                until: None,
             }),
             _ => Ok(()),
         }

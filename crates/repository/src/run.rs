@@ -24,7 +24,7 @@ use crate::tree_reader::TreeReader;
 use crate::tree_writer::{Parent, TreeWriter};
 
 /// How long an intent lives.
-const INTENT_LIFE: SignedDuration = SignedDuration::from_hours(1);
+pub(crate) const INTENT_LIFE: SignedDuration = SignedDuration::from_hours(1);
 /// An intent is renewed when it is older than this.
 const INTENT_RENEWAL: SignedDuration = SignedDuration::from_mins(10);
 /// Runs that begin in the same second take the next ones.
@@ -32,13 +32,13 @@ const SECONDS_TRIED: i64 = 60;
 
 /// A statement below `intents/`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Intent {
+pub(crate) struct Intent {
     version: u32,
-    run: RunId,
-    parent: Option<BackupId>,
+    pub(crate) run: RunId,
+    pub(crate) parent: Option<BackupId>,
     /// Interrupted runs whose packs this one uses.
-    adopts: Vec<RunId>,
-    expires_at: Timestamp,
+    pub(crate) adopts: Vec<RunId>,
+    pub(crate) expires_at: Timestamp,
 }
 
 /// A run that has no record: it is going on, or was interrupted.
@@ -184,7 +184,7 @@ impl ClusterRepository {
         Ok(infos)
     }
 
-    fn latest_intent(&self, run: RunId) -> Result<Option<Intent>> {
+    pub(crate) fn latest_intent(&self, run: RunId) -> Result<Option<Intent>> {
         let prefix = format!("{}{run}/", self.names().intents());
         let Some((_, name)) = self.newest_numbered(&prefix)? else {
             return Ok(None);
@@ -330,13 +330,16 @@ impl Run {
             self.check_alive(&state, now)?;
             self.state_intent(&mut state, runs.clone(), now)?;
         }
-        // Read after the intent is durable: what is found now stays.
+        // Read after the intent is durable, and before packs are listed: what is found now and is not condemned
+        // stays; a condemned pack that is still listed may go at any moment.
+        let condemned = self.inner.cluster.condemned_packs()?;
         // A pack that the parent uses already is the parent's business, not least when it is retiring.
-        let of_parent = |pack: &PackRef| {
+        let left_alone = |pack: &PackRef| {
+            let key = (PackKind::Rows, *pack);
             let parent = self.inner.parent.as_ref();
-            parent.is_some_and(|parent| parent.packs.contains_key(&(PackKind::Rows, *pack)))
+            condemned.contains(&key) || parent.is_some_and(|parent| parent.packs.contains_key(&key))
         };
-        let index = OrphanIndex::load(&self.inner.cluster, &runs, &of_parent)?;
+        let index = OrphanIndex::load(&self.inner.cluster, &runs, &left_alone)?;
         for pack in &index.packs {
             self.inner.tree.rows_pack(pack.pack, pack.size, pack.blocks);
         }

@@ -103,6 +103,7 @@ pub fn verify_watched(
     let mut findings = findings
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
+    without_expired(cluster, &mut findings)?;
     findings.sort();
     findings.dedup();
     Ok(VerifyResult {
@@ -110,6 +111,34 @@ pub fn verify_watched(
         objects: objects.into_inner(),
         bytes: bytes.into_inner(),
     })
+}
+
+/// Takes out what was let go while we looked: it is missing because nobody needs it any more.
+fn without_expired(cluster: &ClusterRepository, findings: &mut Vec<Finding>) -> Result<()> {
+    if !findings.iter().any(|finding| finding.code == "object-missing") {
+        return Ok(());
+    }
+    let there: HashSet<String> = (cluster.backup_ids()?.iter())
+        .map(|id| format!("backup {id}"))
+        .collect();
+    let expired = cluster.expired_wal()?;
+    let gone = |affected: &String| {
+        let backup = affected.split_once(',').map_or(affected.as_str(), |(backup, _)| backup);
+        match affected.strip_prefix("WAL segment ") {
+            Some(name) => expired.iter().any(|range| {
+                let file = postgres::WalFile::parse(name, range.segment_size);
+                file.is_some_and(|file| {
+                    file.timeline() == range.timeline
+                        && file
+                            .number()
+                            .is_some_and(|number| (range.first..=range.last).contains(&number))
+                })
+            }),
+            None => backup.starts_with("backup ") && !there.contains(backup),
+        }
+    };
+    findings.retain(|finding| finding.code != "object-missing" || !finding.affects.iter().all(gone));
+    Ok(())
 }
 
 /// A pack that backups refer to.
@@ -477,6 +506,8 @@ impl Looking<'_> {
         let names = self.cluster.names();
         for (prefix, kind, what) in [
             (names.pins(), Kind::Statement, "the pin of backup"),
+            (names.verifications(), Kind::Statement, "the record of verification"),
+            (names.expiries(), Kind::Statement, "the record of expiry"),
             (names.evidence(), Kind::Evidence, "the evidence of drill"),
         ] {
             self.each(&self.cluster.store().list(&prefix)?, &|object| {

@@ -464,7 +464,7 @@ fn the_last_word_about_a_pin_holds() {
     assert_eq!(cluster.pins().unwrap(), []);
     cluster.unpin(backup.backup, "never pinned", now()).unwrap();
     assert_eq!(cluster.pin_of(backup.backup).unwrap(), None);
-    cluster.pin(backup.backup, "audit", now()).unwrap();
+    cluster.pin(backup.backup, "audit", None, now()).unwrap();
     assert!(
         cluster
             .pin_of(backup.backup)
@@ -478,7 +478,7 @@ fn the_last_word_about_a_pin_holds() {
         (1, false, "audit is over")
     );
     let error = cluster
-        .pin("20200101T000000Z".parse().unwrap(), "x", now())
+        .pin("20200101T000000Z".parse().unwrap(), "x", None, now())
         .unwrap_err();
     assert_eq!(error.code(), "backup-missing");
 }

@@ -156,6 +156,13 @@ pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
         .filter_map(|(target, stop)| {
             let target = target.as_ref().ok()?.clone();
             let mut settings = target.settings.clone();
+            // From 15 on recovery reads ahead, and so asks for the segment behind the one in which the backup
+            // ends; retention keeps no more than that for a backup that is kept for its own moment only.
+            if settings.iter().any(|(name, value)| name == "recovery_target" && value == "immediate")
+                && backup.postgresql_version_num >= 150_000
+            {
+                settings.push(("recovery_prefetch".into(), "off".into()));
+            }
             settings.push(("recovery_target_timeline".into(), timeline.to_string()));
             settings.push(("recovery_target_action".into(), stop.action.as_str().into()));
             Some(Stop {

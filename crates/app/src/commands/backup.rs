@@ -79,6 +79,10 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
         }
         values.push(value(copy, &result, &requests));
     }
+    // Only after good work: a host that cannot back up should not delete either.
+    if configuration.retention.after_backup && !arguments.dry_run && code == exit::DONE {
+        super::expire::after_backup(context, &configuration, cluster, &copies)?;
+    }
     if context.json {
         let mut value = values.first().cloned().unwrap_or_else(|| json!({}));
         if let (Some(object), true) = (value.as_object_mut(), values.len() > 1) {

@@ -21,7 +21,7 @@ use crate::config::{Cluster, Configuration, DrillProfile, nearest};
 use crate::context::{Context, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
-use crate::{exit, output, rpo, targets};
+use crate::{exit, lease, output, rpo, targets};
 
 /// Where reports are copied to when the environment does not say.
 const REPORT_DIRECTORY: &str = "ops/drill-reports";
@@ -97,6 +97,12 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
             report::markdown(facts, verdict).into_bytes(),
         )]
     };
+    // The room chooses the backup: the newest one for a point that it makes itself.
+    let possible = match &profile.target {
+        DrillTarget::Bracket => backups.get(backups.len().saturating_sub(1)..).unwrap_or_default(),
+        DrillTarget::Point(..) => &backups,
+    };
+    let leases = lease::take(copy, possible, "drill")?;
     let abort = abort_on_signals()?;
     let shown = Shown(Progress::new("drill"));
     let clock = || context.now();
@@ -135,7 +141,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         abort: &abort,
         watcher: &shown,
     })?;
-    drop(shown);
+    drop((shown, leases));
     for error in &outcome.evidence_errors {
         output::notice("warning: the evidence could not be kept everywhere");
         exit::print_error(error);

@@ -293,7 +293,7 @@ fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &Ke
          url = {url}\n\
          key = {{ {key} }}   # keep a copy of it elsewhere (`pgproof key export`)\n\
          \n\
-         [retention]                      # for `expire`; this version deletes nothing yet\n\
+         [retention]                      # what `pgproof expire` keeps; rules add up\n\
          recovery_window = \"30 days\"\n\
          daily = 7\n\
          weekly = 4\n\

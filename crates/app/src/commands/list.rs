@@ -45,16 +45,27 @@ pub fn list(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
     let mut values = Vec::new();
     let mut rows = Vec::new();
     for copy in &copies {
-        let pins = pins(copy)?;
-        for backup in copy.cluster.backups()? {
-            let pinned = pins.get(&backup.backup);
+        let pins = pins(copy, context.now())?;
+        let backups = copy.cluster.backups()?;
+        let ids: Vec<BackupId> = backups.iter().map(|backup| backup.backup).collect();
+        let verifications = copy.cluster.last_verifications(&ids)?;
+        for (backup, verification) in backups.into_iter().zip(verifications) {
+            let pinned = pins.get(&backup.backup).map(|pin| &pin.reason);
+            let verified = verification.as_ref().map(|verification| {
+                let good = verification.findings_of(backup.backup).next().is_none();
+                (good, verification.finished_at)
+            });
             let mut value = value(&backup);
             if let Some(object) = value.as_object_mut() {
                 object.insert("copy".into(), json!(copy.name));
                 object.insert("pinned".into(), json!(pinned.is_some()));
                 object.insert("pin_reason".into(), json!(pinned));
-                // No record of a verification is kept yet.
-                object.insert("verified_at".into(), Value::Null);
+                let until = pins.get(&backup.backup).and_then(|pin| pin.until);
+                object.insert("pinned_until".into(), json!(until));
+                // The newest verification that looked at it: when, and what it thought.
+                let good = verified.filter(|(good, _)| *good);
+                object.insert("verified_at".into(), json!(good.map(|(_, at)| at)));
+                object.insert("damaged".into(), json!(verified.map(|(good, _)| !good)));
             }
             values.push(value);
             rows.push(vec![
@@ -65,6 +76,11 @@ pub fn list(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
                 backup.timeline.to_string(),
                 output::bytes(backup.bytes_restored),
                 output::bytes(backup.bytes_stored),
+                match verified {
+                    Some((true, at)) => output::moment(at),
+                    Some((false, _)) => "DAMAGED".to_owned(),
+                    None => "never".to_owned(),
+                },
                 pinned
                     .map(|reason| format!("yes {reason}").trim_end().to_owned())
                     .unwrap_or_default(),
@@ -81,7 +97,7 @@ pub fn list(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
     } else {
         output::table(
             &[
-                "BACKUP", "COPY", "ENDED", "STOP LSN", "TIMELINE", "SIZE", "STORED", "PINNED",
+                "BACKUP", "COPY", "ENDED", "STOP LSN", "TIMELINE", "SIZE", "STORED", "VERIFIED", "PINNED",
             ],
             &rows,
         );
@@ -89,14 +105,14 @@ pub fn list(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
     Ok(exit::DONE)
 }
 
-/// Pinned backups with the reason.
-fn pins(copy: &OpenCopy) -> Result<BTreeMap<BackupId, String>> {
+/// Pinned backups.
+fn pins(copy: &OpenCopy, now: jiff::Timestamp) -> Result<BTreeMap<BackupId, repository::Pin>> {
     Ok(copy
         .cluster
         .pins()?
         .into_iter()
-        .filter(|pin| pin.pinned)
-        .map(|pin| (pin.backup, pin.reason))
+        .filter(|pin| pin.holds(now))
+        .map(|pin| (pin.backup, pin))
         .collect())
 }
 
@@ -315,36 +331,88 @@ fn cost(copy: &OpenCopy, backup: &Backup) -> Result<Value> {
     }))
 }
 
-pub fn pin(context: &Context, arguments: &cli::Pin, pinned: bool) -> Result<u8> {
+/// What is to be stated about a backup.
+struct Statement<'a> {
+    backup: &'a str,
+    cluster: Option<&'a str>,
+    reason: &'a str,
+    /// `None`: release it.
+    pin: Option<Option<jiff::Timestamp>>,
+    dry_run: bool,
+}
+
+pub fn pin(context: &Context, arguments: &cli::Pin) -> Result<u8> {
+    let until = arguments.until.as_deref();
+    let until = until
+        .map(|text| crate::times::parse(text, context.now()))
+        .transpose()?;
+    if let Some(until) = until.filter(|until| *until <= context.now()) {
+        return Err(Error::usage(
+            "pin-until",
+            format!("a pin until {until} would keep nothing: that time has passed"),
+        ));
+    }
+    state(
+        context,
+        &Statement {
+            backup: &arguments.backup,
+            cluster: arguments.cluster.as_deref(),
+            reason: &arguments.reason,
+            pin: Some(until),
+            dry_run: arguments.dry_run,
+        },
+    )
+}
+
+pub fn unpin(context: &Context, arguments: &cli::Unpin) -> Result<u8> {
+    state(
+        context,
+        &Statement {
+            backup: &arguments.backup,
+            cluster: arguments.cluster.as_deref(),
+            reason: &arguments.reason,
+            pin: None,
+            dry_run: arguments.dry_run,
+        },
+    )
+}
+
+fn state(context: &Context, statement: &Statement<'_>) -> Result<u8> {
     let configuration = context.configuration()?;
-    let (cluster, copies) = open(&configuration, arguments.cluster.as_deref())?;
-    let (_, named) = find(&copies, &arguments.backup)?;
+    let (cluster, copies) = open(&configuration, statement.cluster)?;
+    let (_, named) = find(&copies, statement.backup)?;
     let mut changed = Vec::new();
     for copy in &copies {
-        let here = copy
-            .cluster
-            .backups()?
-            .iter()
-            .any(|backup| backup.backup == named.backup);
-        if !here || pins(copy)?.contains_key(&named.backup) == pinned {
+        if !copy.cluster.backup_ids()?.contains(&named.backup) {
+            continue;
+        }
+        let now = context.now();
+        let holding = copy.cluster.pin_of(named.backup)?.filter(|pin| pin.holds(now));
+        let as_wanted = match (&holding, statement.pin) {
+            (Some(pin), Some(until)) => {
+                pin.until == until && (statement.reason.is_empty() || pin.reason == statement.reason)
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        if as_wanted {
             continue;
         }
         changed.push(copy.name.clone());
-        match (arguments.dry_run, pinned) {
-            (true, _) => {}
-            (false, true) => copy.cluster.pin(named.backup, &arguments.reason, context.now())?,
-            (false, false) => copy
-                .cluster
-                .unpin(named.backup, &arguments.reason, context.now())?,
+        match statement.pin {
+            _ if statement.dry_run => {}
+            Some(until) => copy.cluster.pin(named.backup, statement.reason, until, now)?,
+            None => copy.cluster.unpin(named.backup, statement.reason, now)?,
         }
     }
+    let pinned = statement.pin.is_some();
     if context.json {
         output::json(&json!({
-            "backup": named.backup, "cluster": cluster.name, "pinned": pinned, "copies_changed": changed,
-            "dry_run": arguments.dry_run,
+            "backup": named.backup, "cluster": cluster.name, "pinned": pinned,
+            "until": statement.pin.flatten(), "copies_changed": changed, "dry_run": statement.dry_run,
         }));
     } else {
-        let verb = match (arguments.dry_run, pinned) {
+        let verb = match (statement.dry_run, pinned) {
             (true, true) => "would be pinned",
             (true, false) => "would be released",
             (false, true) => "is pinned",

@@ -18,7 +18,10 @@ use crate::cli;
 use crate::context::{Context, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
-use crate::{exit, output, settings, targets};
+use crate::{exit, lease, output, settings, targets};
+
+/// How long WAL is kept for a server that was restored.
+const RECOVERY_LEASE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 
 /// Shows the room's progress.
 struct Shown {
@@ -116,6 +119,9 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         return Ok(exit::DONE);
     }
     let copy = copy_with(&copies, &backups, plan.backup)?;
+    // From here on `expire` keeps the backup, and the WAL behind it.
+    let planned = backups.iter().find(|backup| backup.backup == plan.backup);
+    let leases = lease::take(copy, planned, "restore")?;
     let shown = Shown {
         progress: Progress::new("restore"),
         stage: Mutex::new("writing files"),
@@ -128,6 +134,8 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
     };
     let result = restore::execute(&plan, &copy.cluster, &options)?;
     drop(shown);
+    // The server that is started now fetches its WAL.
+    leases.leave_for(RECOVERY_LEASE);
     if context.json {
         output::json(&json!({ "plan": plan, "result": result }));
     } else {

@@ -19,6 +19,10 @@ struct Seen {
     windows: Vec<Window>,
     gaps: Vec<Gap>,
     rpo: Option<Rpo>,
+    /// For each copy: what `expire` last did, as JSON.
+    expiry: Vec<Value>,
+    /// What should be done, and is not.
+    warnings: Vec<String>,
     /// Why something could not be looked at.
     notes: Vec<String>,
 }
@@ -34,7 +38,8 @@ pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
     }
     let mut values = Vec::new();
     for cluster in clusters {
-        let seen = look(&configuration, cluster)?;
+        let mut seen = look(&configuration, cluster)?;
+        look_at_retention(&configuration, cluster, context.now(), &mut seen)?;
         if context.json {
             values.push(value(cluster, &seen));
         } else {
@@ -85,6 +90,70 @@ fn look(configuration: &Configuration, cluster: &Cluster) -> Result<Seen> {
     Ok(seen)
 }
 
+/// A retention that was not applied for so long is told.
+const EXPIRE_EVERY: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
+
+/// Whether what is to go does go, and whether backups are made as often as the policy assumes.
+fn look_at_retention(
+    configuration: &Configuration,
+    cluster: &Cluster,
+    now: jiff::Timestamp,
+    seen: &mut Seen,
+) -> Result<()> {
+    for copy in Copies::open(configuration, cluster, None)?.open {
+        let policy = configuration.retention_in(&copy.name).policy();
+        let last = copy.cluster.last_finished_expiry()?;
+        let backups = copy.cluster.backups()?;
+        let oldest = backups.first().map(|backup| backup.finished_at);
+        let since = last.as_ref().map(|expiry| expiry.at).or(oldest);
+        let overdue = since.is_some_and(|since| now.duration_since(since) > EXPIRE_EVERY);
+        if policy.is_empty() {
+            seen.notes.push(format!(
+                "nothing is ever deleted from copy {:?}: there is no [retention]",
+                copy.name
+            ));
+        } else if overdue {
+            let when = match &last {
+                Some(expiry) => format!("has not run since {}", output::moment(expiry.at)),
+                None => "has never run".to_owned(),
+            };
+            seen.warnings.push(format!(
+                "`pgproof expire` {when} in copy {:?}, which grows",
+                copy.name
+            ));
+        }
+        if let (Some(newest), Some(most)) = (backups.last(), backup_every(&policy)) {
+            let age = now.duration_since(newest.finished_at);
+            if age > most {
+                seen.warnings.push(format!(
+                    "the newest backup in copy {:?} is {} old, and the retention assumes one every {}",
+                    copy.name,
+                    output::seconds(age.as_secs_f64()),
+                    output::seconds(most.as_secs_f64())
+                ));
+            }
+        }
+        seen.expiry.push(json!({
+            "copy": copy.name,
+            "last_run_at": last.as_ref().map(|expiry| expiry.at),
+            "backups_removed": last.as_ref().map(|expiry| expiry.removed.len()),
+            "bytes_freed": last.as_ref().map(|expiry| expiry.bytes),
+        }));
+    }
+    Ok(())
+}
+
+/// How old the newest backup may become before the policy no longer describes what is done: twice its shortest span.
+fn backup_every(policy: &retention::Policy) -> Option<jiff::SignedDuration> {
+    let days = |days: i64| Some(jiff::SignedDuration::from_hours(24 * days));
+    match policy {
+        retention::Policy { daily: Some(_), .. } => days(2),
+        retention::Policy { weekly: Some(_), .. } => days(14),
+        retention::Policy { monthly: Some(_), .. } => days(62),
+        _ => jiff::SignedDuration::try_from(policy.recovery_window?).ok(),
+    }
+}
+
 /// From the earliest to the latest point that any backup reaches.
 fn recoverable(windows: &[Window]) -> Option<(Timestamp, Timestamp)> {
     let from = windows
@@ -107,6 +176,8 @@ fn value(cluster: &Cluster, seen: &Seen) -> Value {
         "rpo": seen.rpo,
         "gaps": seen.gaps,
         "windows": seen.windows,
+        "expiry": seen.expiry,
+        "warnings": seen.warnings,
         "notes": seen.notes,
     })
 }
@@ -150,6 +221,14 @@ fn print(cluster: &Cluster, seen: &Seen) {
             "  gap          timeline {}, {} to {}",
             gap.timeline, gap.from, gap.to
         ));
+    }
+    for expiry in &seen.expiry {
+        if let (Some(copy), Some(at)) = (expiry["copy"].as_str(), expiry["last_run_at"].as_str()) {
+            output::line(format!("  expired      {at} in copy {copy}"));
+        }
+    }
+    for warning in &seen.warnings {
+        output::line(format!("  warning      {warning}"));
     }
     for note in &seen.notes {
         output::line(format!("  note         {note}"));

@@ -22,9 +22,29 @@ pub fn run(context: &Context, arguments: &cli::Verify) -> Result<u8> {
     let (mut objects, mut bytes) = (0_u64, 0_u64);
     let mut findings = Vec::new();
     for copy in &copies {
+        let (began_at, backups) = (context.now(), copy.cluster.backup_ids()?);
         let result = repository::verify(&copy.cluster, options)?;
         objects += result.objects;
         bytes += result.bytes;
+        let stated = copy.cluster.state_verification(repository::Verification {
+            version: 1,
+            began_at,
+            finished_at: context.now(),
+            decoded: options.decode,
+            objects: result.objects,
+            bytes: result.bytes,
+            backups,
+            findings_total: result.findings.len() as u64,
+            findings: result.findings.clone(),
+        });
+        // What was seen stands, whether it can be recorded or not: the copy may be read-only.
+        if let Err(error) = stated {
+            output::notice(format!(
+                "warning: that copy {:?} was verified could not be recorded in it",
+                copy.name
+            ));
+            exit::print_error(&error);
+        }
         for finding in result.findings {
             if !context.json {
                 output::line(format!(

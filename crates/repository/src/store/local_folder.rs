@@ -10,7 +10,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -118,7 +118,24 @@ impl Inner {
             }
             other => other?,
         };
+        self.give(&path)?;
         Ok((path, file))
+    }
+
+    /// As root, what is made belongs to the owner of the folder: its own account must be able to read, and to
+    /// expire, what root has put there.
+    fn give(&self, path: &Path) -> io::Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let root = std::fs::metadata(&self.root)?;
+        for made in path.ancestors().take_while(|made| *made != self.root) {
+            let metadata = std::fs::metadata(made)?;
+            if (metadata.uid(), metadata.gid()) != (root.uid(), root.gid()) {
+                std::os::unix::fs::chown(made, Some(root.uid()), Some(root.gid()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives a synced temporary file its name.
@@ -127,6 +144,7 @@ impl Inner {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if let Some(directory) = path.parent() {
                     make_directories(directory)?;
+                    self.give(directory)?;
                 }
                 rename_new(temporary, path)?
             }
