@@ -180,6 +180,8 @@ impl ClusterRepository {
             self.store().put_new(&name, &record)?;
             return Ok(Removal::Protected(by));
         }
+        // The run has published, so its intents say nothing; without its record they would make it look alive.
+        self.delete_all(&format!("{}{backup}/", self.names().intents()))?;
         Ok(Removal::Removed)
     }
 
