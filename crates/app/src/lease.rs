@@ -82,7 +82,9 @@ impl Leases {
     }
 
     fn release(&self, until: Option<Timestamp>) {
-        let Ok(mut released) = self.released.lock() else { return };
+        let Ok(mut released) = self.released.lock() else {
+            return;
+        };
         if std::mem::replace(&mut *released, true) {
             return;
         }

@@ -36,11 +36,16 @@ fn segments(status: &Value) -> Vec<(String, String)> {
 }
 
 fn backups(world: &World) -> Vec<Value> {
-    world.json(&["list"])["backups"].as_array().expect("backups").clone()
+    world.json(&["list"])["backups"]
+        .as_array()
+        .expect("backups")
+        .clone()
 }
 
 fn names(backups: &[Value]) -> Vec<String> {
-    let names = backups.iter().map(|backup| backup["backup"].as_str().expect("a name"));
+    let names = backups
+        .iter()
+        .map(|backup| backup["backup"].as_str().expect("a name"));
     names.map(str::to_owned).collect()
 }
 
@@ -68,7 +73,9 @@ fn old_backups_and_wal_go_and_what_stays_is_whole_and_recoverable() {
             .expect("the point");
         points.push(row[0].clone().expect("an LSN"));
         digests.push(testing::row_digest(&world.production.conninfo()).expect("digest"));
-        world.session().execute("insert into public.t values (-1, 'later'); delete from public.t where id = -1")
+        world
+            .session()
+            .execute("insert into public.t values (-1, 'later'); delete from public.t where id = -1")
             .expect("a commit behind the point");
         world.archive_all();
     }
@@ -77,12 +84,21 @@ fn old_backups_and_wal_go_and_what_stays_is_whole_and_recoverable() {
     assert_eq!(ids.len(), 5);
     assert!(before.iter().all(|backup| backup["verified_at"].is_null()));
     world.json(&["verify"]);
-    assert!(backups(&world).iter().all(|backup| backup["verified_at"].is_string()));
+    assert!(
+        backups(&world)
+            .iter()
+            .all(|backup| backup["verified_at"].is_string())
+    );
 
     // Without a policy nothing goes; a rule that would keep nothing is refused.
     retain(&world, "");
     let refused = world.run(&["expire"]);
-    assert_eq!((refused.code, refused.stderr.contains("retention-missing")), (2, true), "{}", refused.stderr);
+    assert_eq!(
+        (refused.code, refused.stderr.contains("retention-missing")),
+        (2, true),
+        "{}",
+        refused.stderr
+    );
     retain(&world, "keep_last = 0");
     assert_eq!(world.run(&["expire"]).code, 2);
     retain(&world, "keep_lost = 2");
@@ -94,58 +110,115 @@ fn old_backups_and_wal_go_and_what_stays_is_whole_and_recoverable() {
     let wal_before = segments(&world.json(&["wal", "status"]));
     let dry = world.json(&["expire", "--dry-run"]);
     let plan = &dry["copies"][0]["plan"];
-    let gone: Vec<&str> = plan["remove"].as_array().expect("remove").iter()
-        .map(|removed| removed["backup"].as_str().expect("a name")).collect();
+    let gone: Vec<&str> = plan["remove"]
+        .as_array()
+        .expect("remove")
+        .iter()
+        .map(|removed| removed["backup"].as_str().expect("a name"))
+        .collect();
     assert_eq!(gone, [&ids[0], &ids[2]]);
     assert!(!plan["lost"].as_array().expect("lost").is_empty(), "{plan:#}");
     assert_eq!(names(&backups(&world)), ids, "a dry run changes nothing");
     assert_eq!(segments(&world.json(&["wal", "status"])), wal_before);
 
     let result = world.json(&["expire"]);
-    assert_eq!(result["copies"][0]["result"]["removed"].as_array().map(Vec::len), Some(2), "{result:#}");
-    assert_eq!(names(&backups(&world)), [ids[1].clone(), ids[3].clone(), ids[4].clone()]);
+    assert_eq!(
+        result["copies"][0]["result"]["removed"].as_array().map(Vec::len),
+        Some(2),
+        "{result:#}"
+    );
+    assert_eq!(
+        names(&backups(&world)),
+        [ids[1].clone(), ids[3].clone(), ids[4].clone()]
+    );
     let wal_after = segments(&world.json(&["wal", "status"]));
-    assert_eq!(wal_after.len(), 2, "the pinned backup's own WAL, and all since the fourth: {wal_after:?}");
+    assert_eq!(
+        wal_after.len(),
+        2,
+        "the pinned backup's own WAL, and all since the fourth: {wal_after:?}"
+    );
     assert!(wal_after[0].0 > wal_before[0].0);
 
     // What was let go is no gap, and all that stays is whole.
     assert_eq!(world.run(&["wal", "gaps"]).code, 0);
     let status = world.json(&["status"]);
-    assert_eq!(status["clusters"][0]["gaps"], Value::Array(Vec::new()), "{status:#}");
-    assert!(status["clusters"][0]["expiry"][0]["last_run_at"].is_string(), "{status:#}");
+    assert_eq!(
+        status["clusters"][0]["gaps"],
+        Value::Array(Vec::new()),
+        "{status:#}"
+    );
+    assert!(
+        status["clusters"][0]["expiry"][0]["last_run_at"].is_string(),
+        "{status:#}"
+    );
     world.json(&["verify"]);
 
     // Inside the window recovery is exact; before it, it is refused with the nearest point.
     let into = world.scratch().join("inside");
-    world.json(&["restore", "--to", &points[3], "--into", &into.display().to_string()]);
+    world.json(&[
+        "restore",
+        "--to",
+        &points[3],
+        "--into",
+        &into.display().to_string(),
+    ]);
     let restored = world.start_restored(&into);
-    assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), digests[3]);
+    assert_eq!(
+        testing::row_digest(&restored.conninfo()).expect("digest"),
+        digests[3]
+    );
     restored.stop();
     let into = world.scratch().join("pinned");
-    world.json(&["restore", "--to", "immediate", "--backup", &ids[1], "--into", &into.display().to_string()]);
+    world.json(&[
+        "restore",
+        "--to",
+        "immediate",
+        "--backup",
+        &ids[1],
+        "--into",
+        &into.display().to_string(),
+    ]);
     let restored = world.start_restored(&into);
-    assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), digests[0]);
+    assert_eq!(
+        testing::row_digest(&restored.conninfo()).expect("digest"),
+        digests[0]
+    );
     restored.stop();
     let outside = world.scratch().join("outside").display().to_string();
     let refused = world.run(&["restore", "--to", &points[2], "--into", &outside]);
     assert_ne!(refused.code, 0);
-    assert!(refused.stderr.contains("nearest") || refused.stderr.contains("hint:"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("nearest") || refused.stderr.contains("hint:"),
+        "{}",
+        refused.stderr
+    );
 
     // Packs go when they were condemned for long enough, and only those that nothing refers to.
     let key = std::fs::read_to_string(world.scratch().join("local.key")).expect("key");
     let key = RecipientKey::from_key_file_text(&key).expect("key");
     let store = open_store(&format!("file://{}", world.repository().display())).expect("store");
-    let cluster = Repository::open(store, &key).expect("repository").cluster("main").expect("cluster");
+    let cluster = Repository::open(store, &key)
+        .expect("repository")
+        .cluster("main")
+        .expect("cluster");
     let packs = cluster.stored_packs().expect("packs").len();
     let later = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(71);
-    let collected = cluster.collect(later, repository::CONDEMNED_WAIT).expect("collected");
+    let collected = cluster
+        .collect(later, repository::CONDEMNED_WAIT)
+        .expect("collected");
     assert!(collected.deleted > 0, "{collected:?}");
-    assert_eq!(cluster.stored_packs().expect("packs").len() as u64, packs as u64 - collected.deleted);
+    assert_eq!(
+        cluster.stored_packs().expect("packs").len() as u64,
+        packs as u64 - collected.deleted
+    );
     world.json(&["verify"]);
     let into = world.scratch().join("latest");
     world.json(&["restore", "--to", "latest", "--into", &into.display().to_string()]);
     let restored = world.start_restored(&into);
-    assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), digests[4]);
+    assert_eq!(
+        testing::row_digest(&restored.conninfo()).expect("digest"),
+        digests[4]
+    );
     restored.stop();
 
     // Every restore left a lease that keeps its backup for a day; a pin ends when it is released.

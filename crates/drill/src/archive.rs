@@ -138,9 +138,14 @@ mod tests {
             last: 2,
             segment_size: 16 << 20,
         }];
-        let name = |system: u64, segment: u32| format!("{system}/00000001/00000000/0000000100000000{segment:08X}.aa");
+        let name = |system: u64, segment: u32| {
+            format!("{system}/00000001/00000000/0000000100000000{segment:08X}.aa")
+        };
         assert!(was_expired(&name(7, 2), &expired));
-        assert!(was_expired("7/label/000000010000000000000002.00000028.backup.cc", &expired));
+        assert!(was_expired(
+            "7/label/000000010000000000000002.00000028.backup.cc",
+            &expired
+        ));
         assert!(!was_expired(&name(7, 3), &expired));
         assert!(!was_expired(&name(8, 2), &expired));
         assert!(!was_expired("7/history/00000001.history.ee", &expired));

@@ -126,7 +126,9 @@ impl RepositorySource {
         }
         let expired = copy.expired_wal()?;
         let ours = expired.iter().filter(|range| range.system == self.system);
-        let expired: Vec<_> = ours.map(|range| (range.timeline, range.first, range.last)).collect();
+        let expired: Vec<_> = ours
+            .map(|range| (range.timeline, range.first, range.last))
+            .collect();
         // Only now: a copy counts as a whole or not at all.
         self.expired.extend(expired);
         for (timeline, listed, claimed) in found {

@@ -114,7 +114,9 @@ impl ClusterRepository {
     pub fn live_runs(&self, now: Timestamp) -> Result<Vec<LiveRun>> {
         let mut live = Vec::new();
         for folder in self.store().list_folders(&self.names().intents())? {
-            let Ok(run) = folder.parse::<RunId>() else { continue };
+            let Ok(run) = folder.parse::<RunId>() else {
+                continue;
+            };
             if let Some(intent) = self.latest_intent(run)?
                 && is_live(intent.expires_at, now)
             {
@@ -396,10 +398,11 @@ impl ClusterRepository {
                 return Ok(());
             }
         }
-        Err(
-            Error::new("expiry-conflict", "many expiries condemn packs at the same moment")
-                .hint("Run the command again."),
+        Err(Error::new(
+            "expiry-conflict",
+            "many expiries condemn packs at the same moment",
         )
+        .hint("Run the command again."))
     }
 
     /// Objects of a system that stand for a segment: segments, backup history and partial files.
@@ -408,7 +411,9 @@ impl ClusterRepository {
         let mut objects = Vec::new();
         for object in self.store().list(&prefix)? {
             let rest = object.name.strip_prefix(&prefix).unwrap_or_default();
-            let Some((folder, _)) = rest.split_once('/') else { continue };
+            let Some((folder, _)) = rest.split_once('/') else {
+                continue;
+            };
             if matches!(folder, "claims" | "history" | "rollups") {
                 continue;
             }
@@ -442,11 +447,19 @@ impl ClusterRepository {
     pub fn tidy(&self, now: Timestamp) -> Result<u64> {
         let mut removed = 0;
         let over = |moment: Timestamp| {
-            now.duration_since(moment) >= CONDEMNED_WAIT.checked_add(CLOCK_TOLERANCE).unwrap_or(CONDEMNED_WAIT)
+            now.duration_since(moment)
+                >= CONDEMNED_WAIT
+                    .checked_add(CLOCK_TOLERANCE)
+                    .unwrap_or(CONDEMNED_WAIT)
         };
         for folder in self.store().list_folders(&self.names().intents())? {
-            let Ok(run) = folder.parse::<RunId>() else { continue };
-            if self.latest_intent(run)?.is_some_and(|intent| over(intent.expires_at)) {
+            let Ok(run) = folder.parse::<RunId>() else {
+                continue;
+            };
+            if self
+                .latest_intent(run)?
+                .is_some_and(|intent| over(intent.expires_at))
+            {
                 removed += self.delete_all(&format!("{}{run}/", self.names().intents()))?;
             }
         }
@@ -492,7 +505,10 @@ impl ClusterRepository {
             see(object.modified, format!("object \"{}\"", object.name));
         }
         for backup in self.backups()? {
-            see(backup.finished_at, format!("the record of backup {}", backup.backup));
+            see(
+                backup.finished_at,
+                format!("the record of backup {}", backup.backup),
+            );
         }
         if let Some(expiry) = self.last_expiry()? {
             see(expiry.at, "the last expiry".to_owned());

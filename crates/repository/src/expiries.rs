@@ -55,7 +55,10 @@ pub struct Expiry {
 
 /// Ranges in order, joined where they touch or overlap.
 pub fn merge_expired(ranges: impl IntoIterator<Item = ExpiredWal>) -> Vec<ExpiredWal> {
-    let mut ranges: Vec<ExpiredWal> = ranges.into_iter().filter(|range| range.first <= range.last).collect();
+    let mut ranges: Vec<ExpiredWal> = ranges
+        .into_iter()
+        .filter(|range| range.first <= range.last)
+        .collect();
     ranges.sort();
     let mut merged: Vec<ExpiredWal> = Vec::new();
     for range in ranges {

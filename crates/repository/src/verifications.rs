@@ -86,7 +86,8 @@ impl ClusterRepository {
             if found.iter().all(Option::is_some) {
                 break;
             }
-            let Some(verification) = self.get_statement::<Verification>(Kind::Statement, &object.name)? else {
+            let Some(verification) = self.get_statement::<Verification>(Kind::Statement, &object.name)?
+            else {
                 continue;
             };
             for (backup, slot) in backups.iter().zip(&mut found) {

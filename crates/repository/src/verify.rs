@@ -123,7 +123,9 @@ fn without_expired(cluster: &ClusterRepository, findings: &mut Vec<Finding>) -> 
         .collect();
     let expired = cluster.expired_wal()?;
     let gone = |affected: &String| {
-        let backup = affected.split_once(',').map_or(affected.as_str(), |(backup, _)| backup);
+        let backup = affected
+            .split_once(',')
+            .map_or(affected.as_str(), |(backup, _)| backup);
         match affected.strip_prefix("WAL segment ") {
             Some(name) => expired.iter().any(|range| {
                 let file = postgres::WalFile::parse(name, range.segment_size);
@@ -506,7 +508,11 @@ impl Looking<'_> {
         let names = self.cluster.names();
         for (prefix, kind, what) in [
             (names.pins(), Kind::Statement, "the pin of backup"),
-            (names.verifications(), Kind::Statement, "the record of verification"),
+            (
+                names.verifications(),
+                Kind::Statement,
+                "the record of verification",
+            ),
             (names.expiries(), Kind::Statement, "the record of expiry"),
             (names.evidence(), Kind::Evidence, "the evidence of drill"),
         ] {

@@ -158,7 +158,9 @@ pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
             let mut settings = target.settings.clone();
             // From 15 on recovery reads ahead, and so asks for the segment behind the one in which the backup
             // ends; retention keeps no more than that for a backup that is kept for its own moment only.
-            if settings.iter().any(|(name, value)| name == "recovery_target" && value == "immediate")
+            if settings
+                .iter()
+                .any(|(name, value)| name == "recovery_target" && value == "immediate")
                 && backup.postgresql_version_num >= 150_000
             {
                 settings.push(("recovery_prefetch".into(), "off".into()));

@@ -108,7 +108,10 @@ fn check_clock(stated: Timestamp, options: &ExecuteOptions<'_>, plan: &ExpirePla
     match options.store_clock_difference_max {
         Some(most) if stated.duration_since(now).abs() > most => Err(Error::new(
             "clock-differs",
-            format!("the clocks of this host and of copy \"{}\" do not agree", plan.copy),
+            format!(
+                "the clocks of this host and of copy \"{}\" do not agree",
+                plan.copy
+            ),
         )
         .detail(format!(
             "This host says {now}; the store dated an object that was written just now {stated}. Nothing was \

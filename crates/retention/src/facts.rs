@@ -105,6 +105,10 @@ impl BackupFacts {
         self.standing == Standing::Good
     }
 
+    pub(crate) fn reaches_on(&self, system: SystemIdentifier, timeline: TimelineId) -> bool {
+        self.system == system && self.reaches.iter().any(|reach| reach.timeline == timeline)
+    }
+
     /// The segments without which it cannot be restored at all.
     pub(crate) fn own_segments(&self) -> (u64, u64) {
         let first = self.redo_lsn.segment(self.wal_segment_size);

@@ -93,7 +93,10 @@ fn missing_pack(
         Err(error) => return Err(error),
     };
     facts.packs = packs.into_iter().collect();
-    let bad = facts.packs.iter().find(|(pack, size)| stored.get(pack) != Some(size));
+    let bad = facts
+        .packs
+        .iter()
+        .find(|(pack, size)| stored.get(pack) != Some(size));
     Ok(bad.map(|((_, pack), _)| format!("pack {} of run {} is missing or cut", pack.number, pack.run)))
 }
 
@@ -113,7 +116,9 @@ fn judge(verification: &Verification, record: &Backup, facts: &mut BackupFacts) 
             let file = postgres::WalFile::parse(name, record.geometry.wal_segment_size);
             file.is_some_and(|file| {
                 facts.lineage.contains(&file.timeline())
-                    && file.number().is_some_and(|number| (first..=last).contains(&number))
+                    && file
+                        .number()
+                        .is_some_and(|number| (first..=last).contains(&number))
             })
         })
     });
@@ -160,14 +165,12 @@ impl Archives {
             };
             let mut timelines: BTreeMap<TimelineId, TimelineFacts> = BTreeMap::new();
             for object in cluster.wal_objects(system, size)? {
-                let facts = timelines
-                    .entry(object.timeline)
-                    .or_insert_with(|| TimelineFacts {
-                        timeline: object.timeline,
-                        segments: Vec::new(),
-                        beside: Vec::new(),
-                        last_activity: object.modified,
-                    });
+                let facts = timelines.entry(object.timeline).or_insert_with(|| TimelineFacts {
+                    timeline: object.timeline,
+                    segments: Vec::new(),
+                    beside: Vec::new(),
+                    last_activity: object.modified,
+                });
                 facts.last_activity = facts.last_activity.max(object.modified);
                 match object.segment {
                     true => facts.segments.push((object.number, object.bytes)),
@@ -203,7 +206,10 @@ impl Archives {
             timelines.push(record.timeline);
         }
         for timeline in timelines {
-            let path = match archive.timelines().path_to(timeline, Some((&own, record.stop_lsn))) {
+            let path = match archive
+                .timelines()
+                .path_to(timeline, Some((&own, record.stop_lsn)))
+            {
                 Ok(path) if path.carries(&own, record.stop_lsn).is_ok() => path,
                 // Unknown, ambiguous, or of another branch: no way leads there from this backup.
                 _ => continue,
@@ -225,7 +231,10 @@ impl Archives {
                 to: commit.map_or(from, |commit| commit.max(from)),
             });
         }
-        let whole = facts.reaches.iter().any(|reach| reach.timeline == record.timeline);
+        let whole = facts
+            .reaches
+            .iter()
+            .any(|reach| reach.timeline == record.timeline);
         if !whole && facts.standing == Standing::Good {
             facts.standing = Standing::Bad(format!(
                 "WAL from {} to {} is not all there",
@@ -257,7 +266,9 @@ fn end_on(
             Ok(end)
         }
         // The segment at the end is damaged: what lies before it cannot be dated, and counts as not reached.
-        Err(error) if matches!(error.code(), "object-damaged" | "object-missing" | "wal-conflict") => Ok(None),
+        Err(error) if matches!(error.code(), "object-damaged" | "object-missing" | "wal-conflict") => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

@@ -13,11 +13,11 @@ mod execute;
 mod facts;
 mod gather;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod plan_text;
 mod policy;
 mod reach;
-#[cfg(test)]
-mod plan_tests;
 
 pub use execute::{ExecuteOptions, ExpireResult, execute};
 pub use facts::{BackupFacts, Facts, Reach, Standing, SystemFacts, TimelineFacts};

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use diagnostic::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
 use postgres::{SystemIdentifier, TimelineId};
-use repository::{BackupId, Collected, ExpiredWal, PackKind, PackRef, RunId};
+use repository::{BackupId, CLOCK_TOLERANCE, Collected, ExpiredWal, PackKind, PackRef, RunId};
 use serde::Serialize;
 
-use crate::facts::{BackupFacts, Facts, Standing, SystemFacts};
+use crate::facts::{BackupFacts, Facts, Standing, SystemFacts, TimelineFacts};
 use crate::policy::{Calendar, Policy};
 use crate::reach::{self, Interval};
 
@@ -32,6 +32,9 @@ pub enum Reason {
     Calendar { every: Calendar, span: String },
     /// The newest good backup.
     LastGood,
+    /// The newest good backup that reaches a timeline which was written to since the newest one of all began: a
+    /// server that was set back goes on there.
+    LastGoodOn(TimelineId),
     /// The newest backup that a verification found good.
     LastVerified,
     Pinned {
@@ -54,9 +57,12 @@ impl Reason {
             | Reason::Window
             | Reason::WindowBase(_)
             | Reason::LastGood
+            | Reason::LastGoodOn(_)
             | Reason::Lease(_) => true,
             Reason::Calendar { .. } => !policy.bounds_wal(),
-            Reason::LastVerified | Reason::Pinned { .. } | Reason::Parent(_) | Reason::NotReplaced(_) => false,
+            Reason::LastVerified | Reason::Pinned { .. } | Reason::Parent(_) | Reason::NotReplaced(_) => {
+                false
+            }
         }
     }
 
@@ -130,9 +136,11 @@ type Needed = BTreeMap<(SystemIdentifier, TimelineId), Vec<(u64, u64)>>;
 /// Errors: `retention-missing` (no policy), `clock-behind`.
 pub fn plan(facts: &Facts, policy: &Policy, now: Timestamp) -> Result<ExpirePlan> {
     if policy.is_empty() {
-        return Err(Error::usage("retention-missing", "nothing says what may be deleted")
-            .detail("The configuration has no [retention], so everything is kept.")
-            .hint("Add for example `[retention]` with `recovery_window = \"30 days\"`."));
+        return Err(
+            Error::usage("retention-missing", "nothing says what may be deleted")
+                .detail("The configuration has no [retention], so everything is kept.")
+                .hint("Add for example `[retention]` with `recovery_window = \"30 days\"`."),
+        );
     }
     check_clock(facts, now)?;
     let cutoff = policy.cutoff(now);
@@ -220,7 +228,10 @@ fn check_clock(facts: &Facts, now: Timestamp) -> Result<()> {
     match &facts.newest_moment {
         Some((newest, what)) if newest.duration_since(now) > CLOCK_BEHIND_MAX => Err(Error::new(
             "clock-behind",
-            format!("this host's clock says {now}, which lies before what copy \"{}\" holds", facts.copy),
+            format!(
+                "this host's clock says {now}, which lies before what copy \"{}\" holds",
+                facts.copy
+            ),
         )
         .detail(format!(
             "The newest is {what}, of {newest}. Nothing is deleted on the word of a clock that may be wrong."
@@ -252,12 +263,7 @@ fn reasons(facts: &Facts, policy: &Policy, cutoff: Option<Timestamp>) -> BTreeMa
                     continue;
                 }
                 let base = good.iter().rev().find(|backup| {
-                    backup.finished_at <= cutoff
-                        && backup.system == system.system
-                        && backup
-                            .reaches
-                            .iter()
-                            .any(|reach| reach.timeline == timeline.timeline)
+                    backup.finished_at <= cutoff && backup.reaches_on(system.system, timeline.timeline)
                 });
                 if let Some(base) = base {
                     keep(base, Reason::WindowBase(timeline.timeline));
@@ -279,6 +285,13 @@ fn reasons(facts: &Facts, policy: &Policy, cutoff: Option<Timestamp>) -> BTreeMa
     }
     if let Some(newest) = good.last() {
         keep(newest, Reason::LastGood);
+        for (system, timeline) in timelines(facts).filter(|(_, timeline)| is_active(timeline, newest)) {
+            let reaches = |backup: &&&BackupFacts| backup.reaches_on(system.system, timeline.timeline);
+            match good.iter().rev().find(reaches) {
+                Some(on) if on.backup != newest.backup => keep(on, Reason::LastGoodOn(timeline.timeline)),
+                _ => {}
+            }
+        }
     }
     let verified = good.iter().rev().find(|backup| backup.verified_at.is_some());
     if let Some(verified) = verified {
@@ -300,12 +313,31 @@ fn reasons(facts: &Facts, policy: &Policy, cutoff: Option<Timestamp>) -> BTreeMa
     reasons
 }
 
+fn timelines(facts: &Facts) -> impl Iterator<Item = (&SystemFacts, &TimelineFacts)> {
+    let of = |system| move |timeline| (system, timeline);
+    facts
+        .systems
+        .iter()
+        .flat_map(move |system| system.timelines.iter().map(of(system)))
+}
+
+/// WAL of it was stored since the newest good backup began, as far as clocks can tell: what is archived there
+/// now may be production's, and the WAL of a backup that is running.
+fn is_active(timeline: &TimelineFacts, newest_good: &BackupFacts) -> bool {
+    let since = newest_good.started_at.saturating_sub(CLOCK_TOLERANCE);
+    timeline.last_activity >= since.unwrap_or(newest_good.started_at)
+}
+
 fn needed(facts: &Facts, kept: &BTreeMap<BackupId, bool>) -> Needed {
     let mut needed = Needed::new();
     for system in &facts.systems {
         for timeline in &system.timelines {
             let mut ranges = Vec::new();
-            for backup in facts.backups.iter().filter(|backup| backup.system == system.system) {
+            for backup in facts
+                .backups
+                .iter()
+                .filter(|backup| backup.system == system.system)
+            {
                 let (first, last) = backup.own_segments();
                 match kept.get(&backup.backup) {
                     Some(true) => ranges.push((first, u64::MAX)),
@@ -346,10 +378,12 @@ fn unneeded_wal(facts: &Facts, kept: &BTreeMap<BackupId, bool>, notes: &mut Vec<
             .iter()
             .filter(of_system)
             .any(|backup| kept.get(&backup.backup) == Some(&true));
-        let newest = system.timelines.iter().map(|timeline| timeline.last_activity).max();
         // Another system's: what is archived now may be the beginning of its first backup.
         let retired = newest_good.system != system.system
-            && newest.is_some_and(|newest| newest < newest_good.started_at);
+            && !system
+                .timelines
+                .iter()
+                .any(|timeline| is_active(timeline, newest_good));
         if !open_ended && !retired {
             notes.push(format!(
                 "WAL of system identifier {} stays: no backup of it is kept for recovery, and it may be in use",
@@ -358,6 +392,18 @@ fn unneeded_wal(facts: &Facts, kept: &BTreeMap<BackupId, bool>, notes: &mut Vec<
             continue;
         }
         for timeline in &system.timelines {
+            let reached = facts.backups.iter().any(|backup| {
+                kept.get(&backup.backup) == Some(&true)
+                    && backup.is_good()
+                    && backup.reaches_on(system.system, timeline.timeline)
+            });
+            if is_active(timeline, newest_good) && !reached {
+                notes.push(format!(
+                    "WAL of timeline {} stays: it is written to, and no backup reaches it yet",
+                    timeline.timeline
+                ));
+                continue;
+            }
             let stays = needed
                 .get(&(system.system, timeline.timeline))
                 .map(Vec::as_slice)
@@ -369,11 +415,7 @@ fn unneeded_wal(facts: &Facts, kept: &BTreeMap<BackupId, bool>, notes: &mut Vec<
 }
 
 /// What lies between the ranges that stay, from the first archived segment on, where anything is stored.
-fn ranges_between(
-    system: &SystemFacts,
-    timeline: &crate::facts::TimelineFacts,
-    stays: &[(u64, u64)],
-) -> Vec<WalRange> {
+fn ranges_between(system: &SystemFacts, timeline: &TimelineFacts, stays: &[(u64, u64)]) -> Vec<WalRange> {
     let all = || timeline.segments.iter().chain(&timeline.beside);
     let (Some(begin), Some(end)) = (
         all().map(|(number, _)| *number).min(),
@@ -401,7 +443,9 @@ fn ranges_between(
             segments
                 .iter()
                 .filter(|(number, _)| (first..=last).contains(number))
-                .fold((0_u64, 0_u64), |(count, bytes), (_, size)| (count + 1, bytes + size))
+                .fold((0_u64, 0_u64), |(count, bytes), (_, size)| {
+                    (count + 1, bytes + size)
+                })
         };
         let (segments, bytes) = within(&timeline.segments);
         let (beside, beside_bytes) = within(&timeline.beside);

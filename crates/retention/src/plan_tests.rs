@@ -36,13 +36,21 @@ struct World {
 
 impl World {
     fn has(&self, timeline: u32, segment: u64) -> bool {
-        self.segments.get(&timeline).is_some_and(|there| there.contains(&segment))
+        self.segments
+            .get(&timeline)
+            .is_some_and(|there| there.contains(&segment))
     }
 
     /// The last segment that a recovery of this backup along `timeline` reads, if it gets onto that timeline.
     fn reach(&self, backup: (u32, u64, bool), timeline: u32) -> Option<u64> {
         let (own, segment, _) = backup;
-        let file = |number: u64| if timeline == 2 && number >= self.fork { 2 } else { 1 };
+        let file = |number: u64| {
+            if timeline == 2 && number >= self.fork {
+                2
+            } else {
+                1
+            }
+        };
         if own == 2 && timeline == 1 || own == 1 && timeline == 2 && segment >= self.fork {
             return None;
         }
@@ -63,7 +71,11 @@ impl World {
                 .into_iter()
                 .filter_map(|on| {
                     let last = self.reach(*backup, on)?;
-                    let from = if on == timeline { begin + 200 } else { self.fork * u64::from(SIZE) };
+                    let from = if on == timeline {
+                        begin + 200
+                    } else {
+                        self.fork * u64::from(SIZE)
+                    };
                     Some(Reach {
                         timeline: TimelineId(on),
                         from_lsn: Lsn(from),
@@ -154,7 +166,11 @@ impl World {
             for timeline in [1, 2] {
                 if let Some(last) = self.reach(*backup, timeline) {
                     // On timeline 2 the points before the fork are timeline 1's.
-                    let first = if timeline == 2 { backup.1.max(self.fork) } else { backup.1 };
+                    let first = if timeline == 2 {
+                        backup.1.max(self.fork)
+                    } else {
+                        backup.1
+                    };
                     reachable.extend((first..=last).map(|segment| (timeline, segment)));
                 }
             }
@@ -253,7 +269,11 @@ fn damaged_backups_do_not_count_and_the_last_good_one_stays_whatever_the_policy_
         ..Policy::default()
     };
     let plan = plan(&facts, &policy, at(400)).unwrap();
-    let kept: Vec<_> = plan.keep.iter().map(|kept| (kept.backup, kept.continuous)).collect();
+    let kept: Vec<_> = plan
+        .keep
+        .iter()
+        .map(|kept| (kept.backup, kept.continuous))
+        .collect();
     // The third is the last good one; those behind it are not replaced by anything.
     assert_eq!(kept.len(), 4);
     assert_eq!(kept[0], (facts.backups[2].backup, true));
@@ -304,6 +324,39 @@ fn a_retired_system_goes_but_the_wal_of_one_that_begins_stays() {
     let after = plan(&facts, &policy, at(20)).unwrap();
     assert_eq!(after.wal, []);
     assert_eq!(after.notes.len(), 1);
+}
+
+#[test]
+fn a_server_that_was_set_back_keeps_the_way_to_its_new_timeline() {
+    // Daily backups up to segment 32; restored to segment 14, it goes on as timeline 2 and is not backed up yet.
+    let mut world = daily(9);
+    world.fork = 14;
+    world.segments.insert(2, (14..20).collect());
+    let mut facts = world.facts();
+    facts.systems[0].timelines[1].last_activity = at(37);
+    let policy = Policy {
+        keep_last: Some(2),
+        ..Policy::default()
+    };
+    let plan = plan(&facts, &policy, at(38)).unwrap();
+    let on = plan
+        .keep
+        .iter()
+        .find(|kept| kept.reasons == [Reason::LastGoodOn(TimelineId(2))]);
+    assert_eq!(
+        on.map(|kept| kept.backup),
+        Some(facts.backups[3].backup),
+        "{plan}"
+    );
+    assert!(plan.wal.iter().all(|wal| wal.range.last < 12), "{plan}");
+    // With no backup that reaches it, its WAL stays for the one that may be running.
+    facts.backups.drain(..4);
+    let plan = crate::plan::plan(&facts, &policy, at(38)).unwrap();
+    assert!(
+        plan.wal.iter().all(|wal| wal.range.timeline == TimelineId(1)),
+        "{plan}"
+    );
+    assert_eq!(plan.notes.len(), 1);
 }
 
 fn world() -> impl Strategy<Value = World> {
@@ -429,6 +482,15 @@ proptest! {
                     at(point.1) < cutoff || reachable.contains(&point),
                     "{:?} was reachable and is in the window", point
                 );
+            }
+        }
+        // Where production may be going on, nothing that could be reached is lost.
+        if let Some(newest) = newest {
+            for (timeline, segments) in &world.segments {
+                let Some(last) = segments.last().filter(|last| at(**last) >= newest.started_at) else { continue };
+                if world.reachable().contains(&(*timeline, *last)) {
+                    prop_assert!(reachable.contains(&(*timeline, *last)), "timeline {} is cut off", timeline);
+                }
             }
         }
         // What is promised is so.

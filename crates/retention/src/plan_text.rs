@@ -67,6 +67,9 @@ impl fmt::Display for Reason {
             }
             Reason::Calendar { every, span } => write!(f, "{} {span}", every.word()),
             Reason::LastGood => f.write_str("the newest good backup"),
+            Reason::LastGoodOn(timeline) => {
+                write!(f, "the newest good backup that reaches timeline {timeline}")
+            }
             Reason::LastVerified => f.write_str("the newest verified backup"),
             Reason::Pinned { reason, until } => {
                 f.write_str("pinned")?;
@@ -101,7 +104,13 @@ impl fmt::Display for Interval {
 
 impl fmt::Display for ExpirePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Copy {} of cluster {}, {}", self.copy, self.cluster, moment(self.at))?;
+        writeln!(
+            f,
+            "Copy {} of cluster {}, {}",
+            self.copy,
+            self.cluster,
+            moment(self.at)
+        )?;
         writeln!(f, "Policy: {}", self.policy)?;
         let section = |f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]| -> fmt::Result {
             if lines.is_empty() {
@@ -115,7 +124,11 @@ impl fmt::Display for ExpirePlan {
             .iter()
             .map(|kept| {
                 let reasons: Vec<String> = kept.reasons.iter().map(ToString::to_string).collect();
-                let how = if kept.continuous { "" } else { " [to its own end only]" };
+                let how = if kept.continuous {
+                    ""
+                } else {
+                    " [to its own end only]"
+                };
                 format!("{}  {}{how}", kept.backup, reasons.join("; "))
             })
             .collect();
@@ -140,7 +153,8 @@ impl fmt::Display for ExpirePlan {
                 )
             })
             .collect();
-        let intervals = |intervals: &[Interval]| intervals.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let intervals =
+            |intervals: &[Interval]| intervals.iter().map(ToString::to_string).collect::<Vec<_>>();
         section(f, "Backups that stay", &keep)?;
         section(f, "Backups that go", &remove)?;
         section(f, "WAL that goes", &wal)?;

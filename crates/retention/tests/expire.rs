@@ -47,7 +47,11 @@ fn is_whole(world: &World) {
     assert_eq!(result.findings, []);
     for backup in world.cluster.backups().unwrap() {
         let number = (backup.redo_lsn.0 / u64::from(SEGMENT) - 1) / 3;
-        assert!(restore(&world.cluster, &backup).unwrap() == files(number), "{}", backup.backup);
+        assert!(
+            restore(&world.cluster, &backup).unwrap() == files(number),
+            "{}",
+            backup.backup
+        );
         let segment = backup.redo_lsn.segment(SEGMENT);
         let there = world
             .cluster
@@ -96,7 +100,10 @@ fn what_is_not_kept_goes_in_two_steps_and_the_rest_is_whole() {
     is_whole(&world);
     // Too early: they wait.
     let early = expire(&world, minutes(60)).unwrap();
-    assert_eq!((early.packs.deleted, early.packs.waiting), (0, first.packs.condemned));
+    assert_eq!(
+        (early.packs.deleted, early.packs.waiting),
+        (0, first.packs.condemned)
+    );
     let second = expire(&world, minutes(71)).unwrap();
     assert_eq!(second.packs.deleted, first.packs.condemned);
     assert_eq!(
@@ -105,10 +112,19 @@ fn what_is_not_kept_goes_in_two_steps_and_the_rest_is_whole() {
     );
     is_whole(&world);
     let third = expire(&world, minutes(300)).unwrap();
-    assert_eq!((third.removed.len(), third.wal_objects, third.packs.deleted), (0, 0, 0));
+    assert_eq!(
+        (third.removed.len(), third.wal_objects, third.packs.deleted),
+        (0, 0, 0)
+    );
     let last = world.cluster.last_finished_expiry().unwrap().unwrap();
     assert_eq!(last.at, minutes(300));
-    assert_eq!(last.wal.iter().map(|range| (range.first, range.last)).collect::<Vec<_>>(), [(1, 9)]);
+    assert_eq!(
+        last.wal
+            .iter()
+            .map(|range| (range.first, range.last))
+            .collect::<Vec<_>>(),
+        [(1, 9)]
+    );
 }
 
 #[test]
@@ -246,7 +262,10 @@ fn who_holds_a_lease_can_read_on_and_who_pinned_keeps() {
     beside(
         |world| {
             let backup = going(world)?;
-            let lease = world.cluster.take_lease(&backup, "restore", "there", minutes(71)).ok()?;
+            let lease = world
+                .cluster
+                .take_lease(&backup, "restore", "there", minutes(71))
+                .ok()?;
             Some((lease, backup))
         },
         |world, taken| {
@@ -297,7 +316,10 @@ fn a_pin_ends_and_packs_of_an_interrupted_run_stay_until_its_intent_has_lapsed()
     let folder = tempfile::tempdir().unwrap();
     let world = original.copy(folder.path());
     let oldest = world.cluster.backup_ids().unwrap()[0];
-    world.cluster.pin(oldest, "audit", Some(minutes(10)), minutes(-1)).unwrap();
+    world
+        .cluster
+        .pin(oldest, "audit", Some(minutes(10)), minutes(-1))
+        .unwrap();
     let run = world.cluster.start_run(None, minutes(-10)).unwrap();
     common::store_files(&run, &files(6), 1, 1, 1 << 20);
     let its_packs = || {
@@ -388,4 +410,75 @@ fn a_verification_s_findings_count_and_a_lost_segment_makes_a_backup_not_count()
     let kept: Vec<_> = plan.keep.iter().map(|kept| kept.backup).collect();
     assert_eq!(kept, ids[2..], "{plan}");
     assert!(plan.keep[0].continuous && plan.keep[0].verified_at.is_some());
+}
+
+#[test]
+fn the_way_to_another_timeline_stays_with_its_history() {
+    let original = Original::new();
+    let folder = tempfile::tempdir().unwrap();
+    let world = original.copy(folder.path());
+    // Set back to the third day, the server goes on as timeline 2 in segment 8.
+    let history = format!("1\t0/{:X}\tset back\n", 8 * u64::from(SEGMENT) + 4096);
+    world
+        .cluster
+        .put_file(
+            SYSTEM,
+            repository::WalFileKind::History,
+            "00000002.history",
+            history.as_bytes(),
+        )
+        .unwrap();
+    for number in 8..12 {
+        push_on(&world.cluster, 2, number);
+    }
+    let facts = gather("local", &world.cluster, minutes(0)).unwrap();
+    let reached: Vec<(usize, u32)> = facts
+        .backups
+        .iter()
+        .enumerate()
+        .flat_map(|(index, backup)| backup.reaches.iter().map(move |reach| (index, reach.timeline.0)))
+        .collect();
+    assert_eq!(
+        reached,
+        [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1)]
+    );
+    let policy = Policy {
+        keep_last: Some(1),
+        ..Policy::default()
+    };
+    let result = expire_by(&world, &policy, minutes(0)).unwrap();
+    let ids = world.cluster.backup_ids().unwrap();
+    assert_eq!(
+        (result.removed.len(), ids.len()),
+        (3, 2),
+        "the newest of all, and the newest that reaches timeline 2"
+    );
+    is_whole(&world);
+    let facts = gather("local", &world.cluster, minutes(5)).unwrap();
+    assert!(facts.backups[0].reaches.iter().any(|reach| reach.timeline.0 == 2));
+    assert!(segments(&world).iter().all(|number| *number >= 7));
+}
+
+#[test]
+fn what_was_let_go_is_no_gap_and_what_was_lost_is_one() {
+    let original = Original::new();
+    let folder = tempfile::tempdir().unwrap();
+    let world = original.copy(folder.path());
+    let oldest = world.cluster.backup_ids().unwrap()[0];
+    world.cluster.pin(oldest, "", None, minutes(-1)).unwrap();
+    expire(&world, minutes(0)).unwrap();
+    assert_eq!(segments(&world)[..2], [1, 10]);
+    let copies = [world.cluster.clone()];
+    let gaps = || history::Archive::load(&copies, SYSTEM, SEGMENT).unwrap().gaps();
+    assert_eq!(gaps(), []);
+    let objects = world.cluster.wal_objects(SYSTEM, SEGMENT).unwrap();
+    world
+        .cluster
+        .delete_wal(objects.iter().find(|object| object.number == 12).unwrap())
+        .unwrap();
+    let found: Vec<_> = gaps()
+        .iter()
+        .map(|gap| (gap.first_missing, gap.last_missing))
+        .collect();
+    assert_eq!(found, [(12, 12)]);
 }

@@ -184,3 +184,32 @@ fn arbitrary_text_never_panics() {
         let _ = parse(text);
     }
 }
+
+#[test]
+fn retention_may_differ_in_a_copy_and_a_rule_that_keeps_nothing_is_refused() {
+    let own = GOOD.replace(
+        "[retention]",
+        "[copy.local.retention]\nkeep_last = 3\n\n[retention]\nafter_backup = true",
+    );
+    let configuration = parse(&own).expect("retention of its own");
+    assert_eq!(configuration.retention_in("local").policy().keep_last, Some(3));
+    assert_eq!(configuration.retention_in("local").policy().daily, None);
+    assert_eq!(configuration.retention_in("other").policy().daily, Some(7));
+    assert!(configuration.retention.after_backup);
+    let shown = configuration.show();
+    assert!(
+        shown
+            .iter()
+            .any(|shown| shown.key == "copy.local.retention.keep_last" && shown.value == "3")
+    );
+    let nothing = parse(&GOOD.replace("daily = 7", "daily = 0")).expect_err("keeps nothing");
+    assert!(
+        nothing.render().contains("must be at least 1"),
+        "{}",
+        nothing.render()
+    );
+    let misspelt = parse(&GOOD.replace("daily = 7", "dayly = 7")).expect_err("misspelt");
+    assert_eq!(misspelt.hint_text(), Some("Did you mean \"daily\"?"));
+    let no_policy = GOOD.replace("recovery_window = \"30 days\"\ndaily = 7", "after_backup = true");
+    assert!(parse(&no_policy).is_err());
+}

@@ -15,6 +15,7 @@ pub fn conformance(store: &dyn Store) {
     ranges_are_exact(store);
     listings_are_complete_and_sorted(store);
     names_are_checked(store);
+    what_is_deleted_is_gone_from_listings(store);
     only_one_of_many_creators_wins(store);
     empty(store);
 }
@@ -131,6 +132,36 @@ fn listings_are_complete_and_sorted(store: &dyn Store) {
             .starts_with(&["l".to_string(), "l2".to_string()])
     );
     assert!(store.list_folders("").unwrap().contains(&FOLDER.to_string()));
+}
+
+fn what_is_deleted_is_gone_from_listings(store: &dyn Store) {
+    for object in ["d/a/1", "d/a/2", "d/b/1"].map(name) {
+        store.put_new(&object, b"x").unwrap();
+    }
+    store.delete(&name("d/a/1")).unwrap();
+    store.delete(&name("d/b/1")).unwrap();
+    store.delete(&name("d/never")).unwrap();
+    let listed: Vec<String> = store
+        .list(&name("d/"))
+        .unwrap()
+        .into_iter()
+        .map(|object| object.name)
+        .collect();
+    assert_eq!(listed, [name("d/a/2")]);
+    // A folder is nothing of its own: an emptied one may be listed still, but holds nothing.
+    assert_eq!(store.list(&name("d/b/")).unwrap(), []);
+    assert!(
+        store
+            .list_folders(&name("d/"))
+            .unwrap()
+            .contains(&"a".to_string())
+    );
+    assert_eq!(
+        store.read_range(&name("d/a/1"), 0, 1).unwrap_err().code(),
+        "object-missing"
+    );
+    assert_eq!(store.put_new(&name("d/a/1"), b"again").unwrap(), Put::Created);
+    assert_eq!(store.read(&name("d/a/1")).unwrap().unwrap(), b"again");
 }
 
 fn names_are_checked(store: &dyn Store) {

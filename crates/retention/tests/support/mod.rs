@@ -139,7 +139,10 @@ impl Store for FaultyStore {
     }
     fn delete(&self, name: &str) -> Result<()> {
         if self.faults.deny_delete.load(Ordering::SeqCst) {
-            return Err(Error::new("store-denied", format!("cannot delete object \"{name}\"")));
+            return Err(Error::new(
+                "store-denied",
+                format!("cannot delete object \"{name}\""),
+            ));
         }
         self.faults.change()?;
         self.inner.delete(name)
@@ -192,7 +195,10 @@ pub fn files(day: u64) -> Files {
         // Each file changes every third day. One is large enough for leaves of its own.
         let version = (day + file) / 3;
         let mut random = Random(file * 1000 + version);
-        files.insert(format!("base/{file}"), random.pages(if file == 0 { 34 } else { 3 }));
+        files.insert(
+            format!("base/{file}"),
+            random.pages(if file == 0 { 34 } else { 3 }),
+        );
     }
     files.insert("global/pg_control".into(), Random(day).pages(1));
     files
@@ -200,19 +206,24 @@ pub fn files(day: u64) -> Files {
 
 /// Archives a segment in which nothing happens.
 pub fn push(cluster: &ClusterRepository, number: u64) {
+    push_on(cluster, 1, number);
+}
+
+/// The same on another timeline.
+pub fn push_on(cluster: &ClusterRepository, timeline: u32, number: u64) {
     let begin = number * u64::from(SEGMENT);
     let name = WalFile::Segment {
-        timeline: TimelineId(1),
+        timeline: TimelineId(timeline),
         number,
     };
     let index = SegmentIndex {
-        timeline: TimelineId(1),
+        timeline: TimelineId(timeline),
         number,
         segment_size: SEGMENT,
         wal_block_size: 8192,
         system_identifier: SYSTEM,
         magic: 0xD110,
-        first_page_timeline: TimelineId(1),
+        first_page_timeline: TimelineId(timeline),
         first_record: Some(Lsn(begin + 40)),
         first_record_previous: None,
         last_record: Some(Lsn(begin + u64::from(SEGMENT) - 64)),
@@ -230,6 +241,7 @@ pub fn push(cluster: &ClusterRepository, number: u64) {
     };
     let mut bytes = vec![0; SEGMENT as usize];
     bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes[8..12].copy_from_slice(&timeline.to_le_bytes());
     cluster.put_segment(SYSTEM, &name, &bytes, &index).unwrap();
 }
 
@@ -241,7 +253,8 @@ pub fn fill(cluster: &ClusterRepository, run: &Run, number: u64, parent: Option<
     let begin = (number * 3 + 1) * u64::from(SEGMENT);
     backup.system_identifier = SYSTEM;
     backup.geometry.wal_segment_size = SEGMENT;
-    (backup.redo_lsn, backup.start_lsn, backup.stop_lsn) = (Lsn(begin + 40), Lsn(begin + 40), Lsn(begin + 400));
+    (backup.redo_lsn, backup.start_lsn, backup.stop_lsn) =
+        (Lsn(begin + 40), Lsn(begin + 40), Lsn(begin + 400));
     (backup.started_at, backup.finished_at) = (day(number), day(number));
     backup
 }
@@ -284,7 +297,11 @@ pub fn copy(from: &Path, to: &Path) {
 pub fn objects(world: &World) -> BTreeMap<String, u64> {
     let all = world.cluster.store().list("clusters/").unwrap();
     all.into_iter()
-        .filter(|object| !["/expiries/", "/condemned/", "/leases/", "/verifications/"].iter().any(|part| object.name.contains(part)))
+        .filter(|object| {
+            !["/expiries/", "/condemned/", "/leases/", "/verifications/"]
+                .iter()
+                .any(|part| object.name.contains(part))
+        })
         .map(|object| (object.name, object.size))
         .collect()
 }
