@@ -62,7 +62,6 @@ fn only_built_commands_are_in_the_help() {
         "{help}"
     );
     for absent in [
-        "expire",
         "recover",
         "serve",
         "dump",

@@ -24,6 +24,8 @@ use crate::wal::split_digest;
 pub const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(10);
 /// A condemned pack is deleted after this long: the longest intent and the tolerance.
 pub const CONDEMNED_WAIT: SignedDuration = SignedDuration::from_mins(70);
+/// Expiries and verifications that are kept.
+const STATEMENTS_KEPT: usize = 200;
 /// What interrupted creations left is removed when it is this old.
 const SWEEP_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
@@ -475,6 +477,15 @@ impl ClusterRepository {
                 .is_ok_and(|backup: BackupId| !records.contains(&backup))
             {
                 removed += self.delete_all(&format!("{}{folder}/", self.names().pins()))?;
+            }
+        }
+        // The newest ones say all that is asked of them.
+        for prefix in [self.names().expiries(), self.names().verifications()] {
+            let objects = self.store().list(&prefix)?;
+            let old = objects.len().saturating_sub(STATEMENTS_KEPT);
+            for object in objects.iter().take(old) {
+                self.delete(&object.name)?;
+                removed += 1;
             }
         }
         removed += self

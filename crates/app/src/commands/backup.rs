@@ -81,7 +81,12 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     }
     // Only after good work: a host that cannot back up should not delete either.
     if configuration.retention.after_backup && !arguments.dry_run && code == exit::DONE {
-        super::expire::after_backup(context, &configuration, cluster, &copies)?;
+        let expired = super::expire::after_backup(context, &configuration, cluster, &copies);
+        if let Err(error) = expired {
+            // The backup is done, and is told.
+            exit::print_error(&error);
+            code = exit::COULD_NOT;
+        }
     }
     if context.json {
         let mut value = values.first().cloned().unwrap_or_else(|| json!({}));

@@ -21,39 +21,75 @@ pub fn run(context: &Context, arguments: &cli::Expire) -> Result<u8> {
     let configuration = context.configuration()?;
     let cluster = configuration.cluster(arguments.of.cluster.as_deref())?;
     account::become_owner(&configuration, cluster)?;
-    let copies = Copies::open_all(&configuration, cluster, arguments.copy.as_deref())?;
+    let mut copies = Copies::open(&configuration, cluster, arguments.copy.as_deref())?;
     let mut values = Vec::new();
+    let mut failed = std::mem::take(&mut copies.failed);
     let mut deletable_at: Option<Timestamp> = None;
-    for copy in &copies {
-        let plan = plan(context, &configuration, copy)?;
-        if !context.json {
-            output::line(plan.to_string().trim_end());
+    // A copy in trouble is no reason for the others to grow.
+    for copy in &copies.open {
+        match one(context, &configuration, copy, arguments.dry_run) {
+            Ok((plan, result)) => {
+                deletable_at = deletable_at.max(result.as_ref().and_then(|result| result.packs.deletable_at));
+                values.push(json!({ "copy": copy.name, "plan": plan, "result": result }));
+            }
+            Err(error) => failed.push((copy.name.clone(), error)),
         }
-        if arguments.dry_run {
-            values.push(json!({ "copy": copy.name, "plan": plan, "result": null }));
-            continue;
-        }
-        let result = execute(context, copy, &plan)?;
-        deletable_at = deletable_at.max(result.packs.deletable_at);
-        if !context.json {
-            print(&result);
-        }
-        values.push(json!({ "copy": copy.name, "plan": plan, "result": result }));
+    }
+    if failed.len() == 1 && values.is_empty() {
+        let (name, error) = failed.remove(0);
+        return Err(match error.class() {
+            diagnostic::Class::Usage => error,
+            diagnostic::Class::CouldNot => error.context(format!(
+                "copy {name:?} of cluster {:?} could not be expired",
+                cluster.name
+            )),
+        });
     }
     if arguments.wait && !arguments.dry_run {
-        let later = wait(context, &configuration, &copies, deletable_at)?;
+        copies
+            .open
+            .retain(|copy| failed.iter().all(|(name, _)| *name != copy.name));
+        let later = wait(context, &configuration, &copies.open, deletable_at)?;
         for (value, result) in values.iter_mut().zip(later) {
             if let Some(object) = value.as_object_mut() {
                 object.insert("after_waiting".into(), result);
             }
         }
     }
+    for (name, error) in &failed {
+        output::notice(format!("copy {name:?} could not be expired"));
+        exit::print_error(error);
+    }
     if context.json {
         output::json(&json!({
             "cluster": cluster.name, "dry_run": arguments.dry_run, "copies": values,
         }));
     }
-    Ok(exit::DONE)
+    Ok(if failed.is_empty() {
+        exit::DONE
+    } else {
+        exit::COULD_NOT
+    })
+}
+
+fn one(
+    context: &Context,
+    configuration: &Configuration,
+    copy: &OpenCopy,
+    dry_run: bool,
+) -> Result<(ExpirePlan, Option<ExpireResult>)> {
+    let plan = plan(context, configuration, copy)?;
+    if !context.json {
+        output::line(plan.to_string().trim_end());
+    }
+    if dry_run {
+        return Ok((plan, None));
+    }
+    let result = execute(context, copy, &plan)?;
+    if !context.json {
+        print(&result);
+    }
+    Ok((plan, Some(result)))
 }
 
 fn plan(context: &Context, configuration: &Configuration, copy: &OpenCopy) -> Result<ExpirePlan> {

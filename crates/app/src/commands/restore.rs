@@ -20,8 +20,8 @@ use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
 use crate::{exit, lease, output, settings, targets};
 
-/// How long WAL is kept for a server that was restored.
-const RECOVERY_LEASE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+/// How long WAL is kept for a server that was restored, from the last sign of it on.
+pub const RECOVERY_LEASE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 
 /// Shows the room's progress.
 struct Shown {

@@ -10,7 +10,7 @@ use crate::archive;
 use crate::cli;
 use crate::config::{Cluster, Configuration};
 use crate::context::Context;
-use crate::copies::Copies;
+use crate::copies::{Copies, OpenCopy};
 use crate::{exit, output, rpo};
 
 /// What was seen of one cluster.
@@ -38,8 +38,7 @@ pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
     }
     let mut values = Vec::new();
     for cluster in clusters {
-        let mut seen = look(&configuration, cluster)?;
-        look_at_retention(&configuration, cluster, context.now(), &mut seen)?;
+        let seen = look(&configuration, cluster, context.now())?;
         if context.json {
             values.push(value(cluster, &seen));
         } else {
@@ -52,13 +51,14 @@ pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
     Ok(exit::DONE)
 }
 
-fn look(configuration: &Configuration, cluster: &Cluster) -> Result<Seen> {
+fn look(configuration: &Configuration, cluster: &Cluster, now: jiff::Timestamp) -> Result<Seen> {
     let mut seen = Seen::default();
     let copies = Copies::open(configuration, cluster, None)?;
     for (name, error) in &copies.failed {
         seen.notes
             .push(format!("copy {name:?} could not be opened: {error}"));
     }
+    look_at_retention(configuration, &copies.open, now, &mut seen)?;
     let backups = archive::backups(&copies.open)?;
     let control = archive::control_file(cluster);
     let Some(system) = archive::system(control.as_ref(), &backups) else {
@@ -96,11 +96,11 @@ const EXPIRE_EVERY: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 
 /// Whether what is to go does go, and whether backups are made as often as the policy assumes.
 fn look_at_retention(
     configuration: &Configuration,
-    cluster: &Cluster,
+    copies: &[OpenCopy],
     now: jiff::Timestamp,
     seen: &mut Seen,
 ) -> Result<()> {
-    for copy in Copies::open(configuration, cluster, None)?.open {
+    for copy in copies {
         let policy = configuration.retention_in(&copy.name).policy();
         let last = copy.cluster.last_finished_expiry()?;
         let backups = copy.cluster.backups()?;
@@ -154,15 +154,26 @@ fn backup_every(policy: &retention::Policy) -> Option<jiff::SignedDuration> {
     }
 }
 
-/// From the earliest to the latest point that any backup reaches.
+/// The stretch of points without a hole that ends with the latest one that any backup reaches. What lies before a hole (a gap, or
+/// WAL that retention has let go) is told by the windows.
 fn recoverable(windows: &[Window]) -> Option<(Timestamp, Timestamp)> {
-    let from = windows
-        .iter()
-        .filter(|window| window.to.is_some())
-        .map(|window| window.from)
-        .min()?;
-    let to = windows.iter().filter_map(|window| window.to).max()?;
-    Some((from, to))
+    let mut reaching: Vec<&Window> = windows.iter().filter(|window| window.to.is_some()).collect();
+    reaching.sort_by_key(|window| (window.from_lsn, window.to_lsn));
+    let latest = reaching.iter().filter_map(|window| window.to).max()?;
+    let mut stretch: Vec<&Window> = Vec::new();
+    let mut found = None;
+    for window in reaching {
+        // By LSN: on an idle server a backup ends long after the last commit that an earlier one reaches.
+        let end = stretch.iter().filter_map(|window| window.to_lsn).max();
+        if end.is_some_and(|end| window.from_lsn > end) {
+            stretch.clear();
+        }
+        stretch.push(window);
+        if stretch.iter().any(|window| window.to == Some(latest)) {
+            found = stretch.iter().map(|window| window.from).min();
+        }
+    }
+    found.map(|from| (from, latest))
 }
 
 fn value(cluster: &Cluster, seen: &Seen) -> Value {
@@ -232,5 +243,39 @@ fn print(cluster: &Cluster, seen: &Seen) {
     }
     for note in &seen.notes {
         output::line(format!("  note         {note}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postgres::{Lsn, TimelineId};
+
+    fn window(from_lsn: u64, from: i64, to_lsn: u64, to: i64) -> Window {
+        Window {
+            backup: String::new(),
+            timeline: TimelineId(1),
+            from_lsn: Lsn(from_lsn),
+            from: Timestamp(from),
+            to_lsn: Some(Lsn(to_lsn)),
+            to: Some(Timestamp(to)),
+            gap: None,
+        }
+    }
+
+    #[test]
+    fn what_lies_before_a_hole_is_not_called_recoverable_throughout() {
+        let old = window(10, 1, 10, 1);
+        let (first, second) = (window(100, 5, 300, 9), window(200, 8, 300, 9));
+        let both = Some((Timestamp(5), Timestamp(9)));
+        assert_eq!(recoverable(&[old.clone(), first.clone(), second]), both);
+        // Idle since the first: the second ended behind the last commit.
+        let idle = window(250, 20, 300, 20);
+        assert_eq!(recoverable(&[first, idle]), Some((Timestamp(5), Timestamp(20))));
+        assert_eq!(
+            recoverable(std::slice::from_ref(&old)),
+            Some((Timestamp(1), Timestamp(1)))
+        );
+        assert_eq!(recoverable(&[]), None);
     }
 }

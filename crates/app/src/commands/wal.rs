@@ -18,6 +18,9 @@ use crate::context::Context;
 use crate::copies::Copies;
 use crate::{exit, output};
 
+/// 4 GiB of WAL, where segments have 16 MiB.
+const RENEWED_EVERY_SEGMENTS: u64 = 256;
+
 pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
     let configuration = context.configuration()?;
     let cluster = configuration.cluster(arguments.cluster.as_deref())?;
@@ -221,6 +224,9 @@ pub fn get(context: &Context, arguments: &cli::WalGet) -> Result<u8> {
             ));
         }
     }
+    if let PlacedWal::Placed(_) = &placed {
+        keep_for_recovery(&recovering, &arguments.file, &options, &clusters, context.now());
+    }
     // A copy that could not be opened has not answered, so nothing is absent.
     if let (PlacedWal::Absent(_), Some((name, error))) = (&placed, copies.failed.first()) {
         return Err(error.clone().context(format!(
@@ -235,6 +241,33 @@ pub fn get(context: &Context, arguments: &cli::WalGet) -> Result<u8> {
         PlacedWal::Placed(_) => exit::DONE,
         PlacedWal::Absent(_) => exit::WAL_ABSENT,
     })
+}
+
+/// Now and then a recovery that goes on for long renews what its restore left: for another day `expire` keeps its backup and
+/// the WAL behind it. That it cannot (a copy that is only read) is no reason to stop recovery.
+fn keep_for_recovery(
+    data_directory: &Path,
+    file: &str,
+    options: &wal::PlaceOptions,
+    clusters: &[repository::ClusterRepository],
+    now: jiff::Timestamp,
+) {
+    let number = postgres::WalFile::parse(file, options.wal_segment_size).and_then(|file| file.number());
+    if number.is_none_or(|number| number % RENEWED_EVERY_SEGMENTS != 0) {
+        return;
+    }
+    let Ok(Some(marker)) = restore::read_marker(data_directory) else {
+        return;
+    };
+    let Ok(id) = marker.backup.parse() else { return };
+    for cluster in clusters {
+        let lease = cluster
+            .backup(id)
+            .and_then(|backup| cluster.take_lease(&backup, "recovery", &host_name(), now));
+        if let Ok(lease) = lease {
+            let _ = lease.release(now, now.checked_add(super::restore::RECOVERY_LEASE).ok());
+        }
+    }
 }
 
 /// What the archive of the cluster's own system says.
