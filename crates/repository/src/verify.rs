@@ -514,6 +514,12 @@ impl Looking<'_> {
                 "the record of verification",
             ),
             (names.expiries(), Kind::Statement, "the record of expiry"),
+            (
+                names.condemned(),
+                Kind::Statement,
+                "expiring, by the packs condemned at",
+            ),
+            (names.leases(), Kind::Statement, "expiring, by the lease"),
             (names.evidence(), Kind::Evidence, "the evidence of drill"),
         ] {
             self.each(&self.cluster.store().list(&prefix)?, &|object| {

@@ -58,7 +58,34 @@ fn small() -> Small {
             b"1\t0/500000\tx\n",
         )
         .unwrap();
-    cluster.pin(first.backup, "audit", now()).unwrap();
+    cluster.pin(first.backup, "audit", None, now()).unwrap();
+    cluster.take_lease(&first, "restore", "here", now()).unwrap();
+    cluster
+        .state_expiry(repository::Expiry {
+            version: 1,
+            at: now(),
+            by: "here".into(),
+            finished: true,
+            removed: Vec::new(),
+            protected: Vec::new(),
+            wal: Vec::new(),
+            objects: 0,
+            bytes: 0,
+        })
+        .unwrap();
+    cluster
+        .state_verification(repository::Verification {
+            version: 1,
+            began_at: now(),
+            finished_at: now(),
+            decoded: true,
+            objects: 0,
+            bytes: 0,
+            backups: vec![first.backup],
+            findings: Vec::new(),
+            findings_total: 0,
+        })
+        .unwrap();
     cluster.append_link("drill", [1; 32], now()).unwrap();
     Small {
         backups: vec![first, second],
