@@ -168,6 +168,9 @@ pub enum Unreachable {
         end: Lsn,
         /// The newest commit before the gap.
         last_commit: Option<CommitPoint>,
+        /// Nothing went wrong: retention has let these segments go.
+        #[serde(default)]
+        expired: bool,
     },
     /// A segment is archived, and valid WAL ends within it although more follows.
     Damaged {
@@ -329,6 +332,7 @@ impl Unreachable {
                 segment_size,
                 end,
                 last_commit,
+                expired,
             } => {
                 let first = segment_name(timeline, first_missing, segment_size);
                 let range = if last_missing > first_missing {
@@ -338,6 +342,18 @@ impl Unreachable {
                     format!("WAL segment {first} is in no copy")
                 };
                 let options = nearest.map(|nearest| nearest.options).unwrap_or_default();
+                if expired {
+                    return error
+                        .detail(format!(
+                            "Retention has let the WAL behind backup {backup} go: it is there up to {end}{}.",
+                            told(&last_commit)
+                        ))
+                        .hint(format!(
+                            "The nearest point before is {}; `pgproof status` shows from where on every point \
+                             can be reached.",
+                            command(&options)
+                        ));
+                }
                 error
                     .detail(format!(
                         "{range}; after backup {backup} the WAL is unbroken only up to {end}{}.",
@@ -466,6 +482,7 @@ mod tests {
             segment_size: 16 << 20,
             end: Lsn(0x2A_8F00_0000),
             last_commit: Some(commit),
+            expired: false,
         };
         let text = gap
             .into_error("main", &Target::Time(Timestamp(60_000_000)), "20260815T020003Z")

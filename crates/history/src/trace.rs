@@ -117,6 +117,10 @@ pub struct Trace {
     pub unread: Vec<Lsn>,
     /// How far the way was followed.
     pub end: TraceEnd,
+    /// Somewhere behind the backup's redo point segments are missing and others follow: recovery must not read
+    /// ahead of its target, for it would ask for them.
+    #[serde(default)]
+    pub hole_behind: bool,
 }
 
 /// A target's place, or why it has none.
@@ -219,6 +223,7 @@ impl Archive {
             wal: walk.wal,
             unread: walk.unread,
             end: trace_end,
+            hole_behind: !self.gaps_on(&start.path, start.redo).is_empty(),
         })
     }
 
@@ -544,6 +549,9 @@ impl Walk<'_> {
                             segment_size,
                             end: reached,
                             last_commit,
+                            expired: archive
+                                .not_expired(*timeline, *first_missing, *last_missing)
+                                .is_empty(),
                         });
                     }
                     ScanEnd::Damaged {
@@ -577,6 +585,7 @@ impl Walk<'_> {
                             segment_size,
                             end: reached,
                             last_commit,
+                            expired: false,
                         });
                     }
                     _ => {}

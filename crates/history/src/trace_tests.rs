@@ -2,7 +2,7 @@
 
 use postgres::{EventKind, Lsn, TimelineId, Timestamp, TransactionEndKind, Xid};
 
-use crate::testing::{archive, commit, committing, event, history, segment};
+use crate::testing::{MIB16, SYSTEM, archive, commit, committing, event, history, segment};
 use crate::{Archive, Start, Target, Trace, Unreachable, WalPath, Wanted};
 
 /// A backup from 3/28 to 3/100 that ended at second 100.
@@ -360,4 +360,36 @@ fn a_backup_of_the_old_timeline_is_followed_over_the_promotion() {
     let found = trace.targets[0].as_ref().unwrap();
     assert_eq!((found.stop, found.timeline), (Lsn(0x500_1000), TimelineId(2)));
     assert_eq!(trace.wal.len(), 2);
+}
+
+#[test]
+fn what_retention_has_let_go_is_told_from_a_gap_and_holes_behind_the_target_are_known() {
+    let whole = archive([committing(1, 3, 0x300_1000, 701, 110), segment(1, 4)], []);
+    assert!(!trace(&whole, Target::Xid(Xid(701))).hole_behind);
+    for (expired, told) in [
+        (vec![], false),
+        (vec![(TimelineId(1), 4, 5)], true),
+        (vec![(TimelineId(1), 4, 4)], false),
+    ] {
+        let mut source = crate::MemorySource {
+            expired,
+            ..crate::MemorySource::default()
+        };
+        for index in [committing(1, 3, 0x300_1000, 701, 110), segment(1, 6)] {
+            source.indexes.insert((index.timeline, index.number), index);
+        }
+        let gap = Archive::of(std::sync::Arc::new(source), SYSTEM, MIB16).unwrap();
+        assert!(trace(&gap, Target::Xid(Xid(701))).hole_behind);
+        let why = resolve(&gap, Target::Latest).unwrap_err();
+        assert!(
+            matches!(why, Unreachable::Gap { expired, .. } if expired == told),
+            "{why:?}"
+        );
+        let missing: Vec<_> = gap
+            .gaps()
+            .iter()
+            .map(|gap| (gap.first_missing, gap.last_missing))
+            .collect();
+        assert_eq!(missing.is_empty(), told, "{missing:?}");
+    }
 }

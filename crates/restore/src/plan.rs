@@ -156,13 +156,9 @@ pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
         .filter_map(|(target, stop)| {
             let target = target.as_ref().ok()?.clone();
             let mut settings = target.settings.clone();
-            // From 15 on recovery reads ahead, and so asks for the segment behind the one in which the backup
-            // ends; retention keeps no more than that for a backup that is kept for its own moment only.
-            if settings
-                .iter()
-                .any(|(name, value)| name == "recovery_target" && value == "immediate")
-                && backup.postgresql_version_num >= 150_000
-            {
+            // From 15 on recovery reads ahead of its target, and what it asks for there must exist, or be absent for
+            // certain: behind a gap, or behind a backup that retention keeps for its own moment, neither is so.
+            if trace.hole_behind && backup.postgresql_version_num >= 150_000 {
                 settings.push(("recovery_prefetch".into(), "off".into()));
             }
             settings.push(("recovery_target_timeline".into(), timeline.to_string()));
