@@ -159,6 +159,23 @@ need_rust() {
     "${hints[@]}" "then run $0 again; it finds ~/.cargo by itself."
 }
 
+# need_moto: sets PGPROOF_MOTO_SERVER to the program of moto, a simulator of S3 that creates conditionally, from PyPI in
+# an environment of its own below the target folder.
+need_moto() {
+  local version=5.2.5 place
+  place=$(target_directory)/python/moto-$version
+  if ! [ -e "$place/complete" ]; then
+    say "Installing moto $version from PyPI into $place"
+    command -v python3 >/dev/null && python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    rm -rf "$place"
+    python3 -m venv "$place"
+    "$place/bin/pip" install --quiet --disable-pip-version-check "moto[server]==$version" ||
+      stop "pip could not install moto $version" "check that https://pypi.org can be reached."
+    touch "$place/complete"
+  fi
+  export PGPROOF_MOTO_SERVER=$place/bin/moto_server
+}
+
 # Prints the folder that cargo builds into.
 target_directory() {
   cargo metadata --format-version 1 --no-deps --locked | sed -E 's/.*"target_directory":"([^"]*)".*/\1/'

@@ -87,7 +87,7 @@ pub struct Init {
     /// How to connect, in libpq's words: "host=/var/run/postgresql user=postgres dbname=postgres"
     #[arg(long, value_name = "CONNINFO")]
     pub connection: String,
-    /// Where to keep backups and WAL, for example file:///var/lib/pgproof
+    /// Where to keep backups and WAL, for example file:///var/lib/pgproof or s3://BUCKET/PREFIX
     #[arg(long, value_name = "URL")]
     pub repository: String,
     /// The server's data directory [default: what the server says]
@@ -96,9 +96,11 @@ pub struct Init {
     /// A name for the cluster
     #[arg(long, value_name = "NAME", default_value = "main")]
     pub cluster: String,
-    /// A name for this copy of the backups
-    #[arg(long, value_name = "NAME", default_value = "local")]
-    pub copy: String,
+    /// A name for this copy of the backups [default: local, or s3 for a bucket]
+    #[arg(long, value_name = "NAME")]
+    pub copy: Option<String>,
+    #[command(flatten)]
+    pub bucket: Bucket,
     /// Where to write the repository's key [default: COPY.key beside the configuration file]
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
@@ -114,6 +116,55 @@ pub struct Init {
     /// Show what would be written and changed, and stop
     #[arg(long)]
     pub dry_run: bool,
+}
+
+impl Init {
+    /// The name of the copy.
+    pub fn copy_name(&self) -> &str {
+        match &self.copy {
+            Some(name) => name,
+            None if self.repository.starts_with("s3://") => "s3",
+            None => "local",
+        }
+    }
+}
+
+/// How a bucket is reached.
+#[derive(Debug, Args)]
+pub struct Bucket {
+    /// The store's address, if it is not Amazon's: https://HOST[:PORT]
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// The bucket's region [default: AWS_REGION]
+    #[arg(long, value_name = "NAME")]
+    pub region: Option<String>,
+    /// Whether the bucket stands in the path of requests, not in the host's name [default: true with --endpoint]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub path_style: Option<bool>,
+    /// Allow an endpoint that begins with http://
+    #[arg(long)]
+    pub allow_http: bool,
+    /// A file in the form of ~/.aws/credentials, readable for the server's account
+    #[arg(long, value_name = "FILE")]
+    pub credentials_file: Option<PathBuf>,
+    /// The profile in that file [default: default]
+    #[arg(long, value_name = "NAME", requires = "credentials_file")]
+    pub credentials_profile: Option<String>,
+    /// A shell command that prints credentials as AWS's credential_process does
+    #[arg(long, value_name = "COMMAND", conflicts_with = "credentials_file")]
+    pub credentials_command: Option<String>,
+}
+
+impl Bucket {
+    /// Nothing was given.
+    pub fn is_empty(&self) -> bool {
+        self.endpoint.is_none()
+            && self.region.is_none()
+            && self.path_style.is_none()
+            && !self.allow_http
+            && self.credentials_file.is_none()
+            && self.credentials_command.is_none()
+    }
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@
 //! a secret is never in it, only where to find one. Nothing but this room reads it; the rooms get values.
 
 mod origin;
+mod s3;
 mod values;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use diagnostic::{Error, Result};
 use serde::Deserialize;
 
 pub use origin::{Origins, Shown};
+pub use s3::{Bucket, CredentialsSource};
 pub use values::{Length, without_password};
 
 /// Where the file is looked for when `--config` does not say: the first that exists.
@@ -49,6 +51,14 @@ struct CopySection {
     url: String,
     key: KeySection,
     retention: Option<RetentionSection>,
+    // Of buckets only: `config/s3.rs`.
+    endpoint: Option<String>,
+    region: Option<String>,
+    path_style: Option<bool>,
+    allow_http: Option<bool>,
+    ca_file: Option<PathBuf>,
+    credentials: Option<s3::CredentialsSection>,
+    retry_for: Option<Length>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -124,6 +134,8 @@ pub struct CopyOfRepository {
     pub key: KeySource,
     /// What to keep in this copy, instead of what is said for all.
     pub retention: Option<Retention>,
+    /// How it is reached, if it is a bucket.
+    pub bucket: Option<Bucket>,
 }
 
 /// Where the key of a copy comes from.
@@ -262,11 +274,35 @@ impl Configuration {
             .retention
             .map(|section| self.retention_of(&format!("{at}.retention"), section))
             .transpose()?;
+        let written = s3::Written {
+            endpoint: section.endpoint,
+            region: section.region,
+            path_style: section.path_style,
+            allow_http: section.allow_http,
+            ca_file: section.ca_file,
+            credentials: section.credentials,
+            retry_for: section.retry_for,
+        };
+        let bucket = match (section.url.starts_with("s3://"), written.first()) {
+            (false, None) => None,
+            (false, Some(option)) => {
+                let message = format!("`{option}` has no meaning for a copy that is not a bucket");
+                return Err(self
+                    .wrong(&format!("{at}.{option}"), message)
+                    .hint("A bucket is written `url = \"s3://BUCKET/PREFIX\"`."));
+            }
+            (true, _) => Some(
+                written
+                    .resolve(base)
+                    .map_err(|(option, why)| self.wrong(&format!("{at}.{option}"), why))?,
+            ),
+        };
         Ok(CopyOfRepository {
             name: name.to_owned(),
             url: section.url,
             key,
             retention,
+            bucket,
         })
     }
 
@@ -486,6 +522,9 @@ impl Configuration {
                 KeySource::PassphraseCommand(command) => {
                     add(format!("copy.{name}.key.passphrase_command"), quoted(command));
                 }
+            }
+            for (key, value) in copy.bucket.iter().flat_map(Bucket::show) {
+                add(format!("copy.{name}.{key}"), value);
             }
         }
         let number = |value: Option<u32>| value.map(|value| value.to_string());

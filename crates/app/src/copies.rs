@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use diagnostic::{Error, Result};
-use repository::{ClusterRepository, RecipientKey, Repository, open_store};
+use repository::{ClusterRepository, RecipientKey, Repository};
 
 use crate::config::{Cluster, Configuration, CopyOfRepository, KeySource};
 
@@ -96,7 +96,7 @@ impl Copies {
 
 /// Opens one copy.
 pub fn open(copy: &CopyOfRepository) -> Result<Repository> {
-    Repository::open(open_store(&copy.url)?, &key(&copy.key)?)
+    Repository::open(crate::stores::open(copy)?, &key(&copy.key)?)
 }
 
 /// Fetches the key. Error codes: `key-missing`, `key-unreadable`, `passphrase-command`.

@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod rpo;
 mod settings;
+mod stores;
 mod targets;
 mod times;
 

@@ -310,6 +310,7 @@ pub fn run(
         excused_pages,
         damaged_pages,
         parent: parent.as_ref().map(|backup| backup.backup),
+        requests: teller.requests(),
         tree,
     });
     run.publish(&backup, finished_at)?;
@@ -513,12 +514,13 @@ struct Teller<'a> {
 impl<'a> Teller<'a> {
     /// Bytes added to the repository so far.
     fn bytes_stored(&self) -> u64 {
-        self.repository
-            .repository()
-            .store()
-            .requests()
-            .since(&self.requests_before)
-            .bytes_written
+        self.requests().bytes_written
+    }
+
+    /// What was asked of the store so far.
+    fn requests(&self) -> RequestCounts {
+        let store = self.repository.repository().store();
+        store.requests().since(&self.requests_before)
     }
 
     fn tell(&mut self, stage: Stage, shared: &Shared<'_>) -> Result<()> {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::map::FrameRef;
 use crate::names::{BackupId, PackKind, PackRef};
 use crate::path::RelativePath;
+use crate::store::RequestCounts;
 
 /// The version of the record that this program writes.
 pub const RECORD_VERSION: u32 = 1;
@@ -57,6 +58,9 @@ pub struct Backup {
     pub collations: Vec<Collation>,
     /// The backup whose unchanged pages this one refers to.
     pub parent: Option<BackupId>,
+    /// What the run asked of the store, from its first request to the writing of this record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<RequestCounts>,
     pub tree: Tree,
 }
 

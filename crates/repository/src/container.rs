@@ -269,11 +269,15 @@ impl Output {
     fn write_out(&mut self, bytes: Option<&[u8]>) -> Result<()> {
         let gathered = self.gathered.get(..self.filled).unwrap_or_default();
         let failed = |error: std::io::Error| {
-            Error::io(
-                "store-write",
-                format!("cannot write object \"{}\"", self.name),
-                &error,
-            )
+            // A store that has words of its own keeps them.
+            match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+                Some(error) => error.clone(),
+                None => Error::io(
+                    "store-write",
+                    format!("cannot write object \"{}\"", self.name),
+                    &error,
+                ),
+            }
         };
         self.object.write_all(gathered).map_err(failed)?;
         if let Some(bytes) = bytes {

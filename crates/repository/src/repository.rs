@@ -19,6 +19,12 @@ use crate::store::{Put, Store};
 
 const FORMAT_VERSION: u32 = 1;
 const REPOSITORY: &str = "repository.json";
+/// How often, and by how many at once, the probe creates one name.
+const PROBE_ROUNDS: u32 = 3;
+const PROBE_CREATORS: u8 = 8;
+/// Where creation is not conditional, two that write one name at once find out after this time at the latest
+/// which of them the store has kept.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(2);
 /// Plain bytes of a record, statement or evidence file, at most.
 pub(crate) const SMALL_BYTES_MAX: usize = 256 << 20;
 
@@ -95,6 +101,7 @@ impl Repository {
             return Err(exists());
         }
         let conditional_creation = probe_conditional_creation(&*store)?;
+        store.set_conditional_creation(conditional_creation);
         let mut id = [0; 16];
         keys::random(&mut id)?;
         let mut identity_key = zeroize::Zeroizing::new([0; 32]);
@@ -119,6 +126,11 @@ impl Repository {
         Repository::open(store, key)
     }
 
+    /// Is there a repository in this store? Errors: the store's.
+    pub fn exists(store: &dyn Store) -> Result<bool> {
+        Ok(store.size(REPOSITORY)?.is_some())
+    }
+
     /// Errors: `repository-missing`, `repository-format`, `key-wrong`, `object-damaged`, and the store's.
     pub fn open(store: Arc<dyn Store>, key: &RecipientKey) -> Result<Self> {
         let text = store.read(REPOSITORY)?.ok_or_else(|| {
@@ -135,6 +147,7 @@ impl Repository {
             }
             decoded => decoded?,
         };
+        store.set_conditional_creation(header.conditional_creation);
         let id: [u8; 16] = crate::hex::decode(&header.repository_id)
             .ok_or_else(|| container::damaged(REPOSITORY, "it has no identifier"))?;
         let mut keyrings = Vec::new();
@@ -310,7 +323,8 @@ impl Repository {
     }
 }
 
-/// Creates a name twice. A store that ignores the condition says "created" both times.
+/// Creates a name twice, then names by several creators at once. A store that ignores the condition says
+/// "created" both times; one that looks and then writes says so to several of those that come at once.
 fn probe_conditional_creation(store: &dyn Store) -> Result<bool> {
     let mut random = [0; 8];
     keys::random(&mut random)?;
@@ -319,7 +333,30 @@ fn probe_conditional_creation(store: &dyn Store) -> Result<bool> {
     let second = store.put_new(&name, b"second")?;
     let content = store.read(&name)?;
     store.delete(&name)?;
-    Ok(second == Put::Exists && content.as_deref() == Some(b"first"))
+    if second != Put::Exists || content.as_deref() != Some(b"first") {
+        return Ok(false);
+    }
+    for round in 0..PROBE_ROUNDS {
+        let name = format!("{name}-{round}");
+        let puts: Result<Vec<Put>> = std::thread::scope(|scope| {
+            let creators: Vec<_> = (0..PROBE_CREATORS)
+                .map(|creator| {
+                    let name = &name;
+                    scope.spawn(move || store.put_new(name, &[creator; 64]))
+                })
+                .collect();
+            let ended = creators.into_iter().map(|creator| {
+                let panicked = |_| Error::new("internal", "a thread of the probe ended by a panic");
+                creator.join().map_err(panicked)?
+            });
+            ended.collect()
+        });
+        store.delete(&name)?;
+        if puts?.iter().filter(|put| **put == Put::Created).count() != 1 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What a repository holds of one cluster. Cheap to clone.
@@ -383,7 +420,17 @@ impl ClusterRepository {
             )));
         }
         let object = container::seal_small(self.keychain(), kind, Method::MapKey, name, plain)?;
-        self.store().put_new(name, &object)
+        let put = self.store().put_new(name, &object)?;
+        if put == Put::Exists || kind != Kind::Statement || self.repository().conditional_creation() {
+            return Ok(put);
+        }
+        // Names of statements are what several may want at once. Sealed bytes are never the same twice, so what
+        // stands there after the others have had their time tells who is first.
+        std::thread::sleep(SETTLE);
+        Ok(match self.store().read(name)? {
+            Some(there) if there == object => Put::Created,
+            _ => Put::Exists,
+        })
     }
 
     /// Reads one of those; `None` if there is none.

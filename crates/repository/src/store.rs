@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use diagnostic::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 mod conformance;
 mod local_folder;
+mod s3;
 
-pub use conformance::conformance;
+pub use conformance::{conformance, conformance_but_races};
 pub use local_folder::LocalFolder;
+pub use s3::{PART_BYTES, S3Credentials, S3Keys, S3Options, S3Store, SINGLE_PUT_BYTES_MAX};
 
 /// The longest name of an object, in bytes.
 pub const NAME_BYTES_MAX: usize = 400;
@@ -42,7 +44,9 @@ pub struct ObjectInfo {
 }
 
 /// Where objects are kept. Errors: `store-unreachable`, `store-denied`, `store-full`, `object-missing`,
-/// `object-name`, `object-damaged` (shorter than the range that was asked for).
+/// `object-name`, `object-damaged` (shorter than the range that was asked for); of a store behind a network also
+/// `store-throttled`, `store-failing`, `store-credentials`, `store-bucket-missing`, `store-region`,
+/// `store-refused`. Each of these but `object-missing` means: could not look.
 pub trait Store: Send + Sync {
     /// For people: `file:///var/lib/pgproof`.
     fn url(&self) -> String;
@@ -88,6 +92,15 @@ pub trait Store: Send + Sync {
         Ok(0)
     }
 
+    /// Says what the repository's probe found: a store that ignores the condition of a creation is asked before
+    /// each one whether the name is taken. Nothing to a store that cannot ignore it.
+    fn set_conditional_creation(&self, _works: bool) {}
+
+    /// Requests cross a network: each costs a round trip, and perhaps money.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// How many bytes one range request should fetch when neighbours are wanted too.
     fn range_bytes(&self) -> usize {
         4 << 20
@@ -110,7 +123,7 @@ pub trait ObjectWriter: Write + Send {
 }
 
 /// Requests made of a store, by kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RequestCounts {
     pub put: u64,
     pub get: u64,
@@ -122,6 +135,11 @@ pub struct RequestCounts {
 }
 
 impl RequestCounts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.put + self.get + self.head + self.list + self.delete
+    }
+
     /// What was asked since `earlier`.
     pub fn since(&self, earlier: &RequestCounts) -> RequestCounts {
         RequestCounts {
@@ -185,13 +203,20 @@ pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
     check_name(&format!("{prefix}x"))
 }
 
-/// Opens the store behind a URL; only `file://` and plain absolute paths so far. Errors: `store-url`,
-/// `store-unreachable`.
+fn missing(name: &str) -> Error {
+    Error::new(
+        "object-missing",
+        format!("object \"{name}\" is not in the repository"),
+    )
+}
+
+/// Opens the local folder behind a URL: `file://` or a plain absolute path ([`S3Store`] has options beside its
+/// URL). Errors: `store-url`, `store-unreachable`.
 pub fn open_store(url: &str) -> Result<Arc<dyn Store>> {
     Ok(Arc::new(LocalFolder::open(local_path(url)?)?))
 }
 
-/// Makes an empty store behind a URL, if there is none. Errors as [`open_store`].
+/// Makes an empty local folder behind a URL, if there is none. Errors as [`open_store`].
 pub fn create_store(url: &str) -> Result<Arc<dyn Store>> {
     Ok(Arc::new(LocalFolder::create(local_path(url)?)?))
 }

@@ -1,4 +1,5 @@
-//! For tests only: throw-away PostgreSQL clusters, a load on them, and digests of their rows.
+//! For tests only: throw-away PostgreSQL clusters, a load on them, digests of their rows, a server of S3 and a
+//! proxy that fails as it is told.
 //!
 //! Invariants: a test cluster lives in a folder of its own under `/tmp`, speaks over a private socket only,
 //! never runs as root (as root it runs as the account `postgres`), and is stopped and removed when it is
@@ -6,9 +7,15 @@
 //! the variable `PGPROOF_REQUIRE_POSTGRES=1` makes that a failure.
 
 mod digest;
+mod faulty_proxy;
+mod moto;
+mod s3_server;
 mod test_cluster;
 mod workload;
 
 pub use digest::row_digest;
+pub use faulty_proxy::{Asked, Fault, FaultyProxy};
+pub use moto::MotoServer;
+pub use s3_server::S3Server;
 pub use test_cluster::{Scratch, TestCluster, TestOptions, account, client_program, programs_or_skip};
 pub use workload::{Workload, WorkloadStatistics};

@@ -132,7 +132,7 @@ fn print(copy: &OpenCopy, result: &BackupResult, requests: &repository::RequestC
         backup.start_lsn,
         backup.stop_lsn,
         backup.timeline,
-        requests.put + requests.get + requests.head + requests.list + requests.delete
+        requests.total()
     ));
     for page in &result.excused {
         output::line(format!(

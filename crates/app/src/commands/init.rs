@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use cluster::ServerFacts;
 use diagnostic::{Error, Result};
-use repository::{RecipientKey, Repository, create_store, open_store};
+use repository::{RecipientKey, Repository};
 use serde_json::json;
 
 use crate::account::{self, Account, Errand};
 use crate::cli;
-use crate::config::{self, Configuration, KeySource};
+use crate::config::{self, Configuration, CopyOfRepository, KeySource};
 use crate::context::Context;
 use crate::settings::{self, Change};
 use crate::{exit, output};
@@ -32,6 +32,8 @@ struct Plan {
     /// A passphrase is not made by us, so it always exists.
     key_exists: bool,
     repository_url: String,
+    /// As the configuration has it, or will have it.
+    copy: CopyOfRepository,
     repository_exists: bool,
     changes: Vec<Change>,
     warnings: Vec<String>,
@@ -58,7 +60,8 @@ pub fn run(context: &Context, arguments: &cli::Init) -> Result<u8> {
 }
 
 fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
-    for (name, option) in [(&arguments.cluster, "--cluster"), (&arguments.copy, "--copy")] {
+    let copy_name = arguments.copy_name();
+    for (name, option) in [(arguments.cluster.as_str(), "--cluster"), (copy_name, "--copy")] {
         config::check_name(name).map_err(|why| {
             Error::usage(
                 "name-syntax",
@@ -99,17 +102,24 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
     let mut key = match (&arguments.passphrase_command, &arguments.key_file) {
         (Some(command), _) => KeySource::PassphraseCommand(command.clone()),
         (None, Some(path)) => KeySource::File(absolute(path)?),
-        (None, None) => KeySource::File(folder.join(format!("{}.key", arguments.copy))),
+        (None, None) => KeySource::File(folder.join(format!("{copy_name}.key"))),
     };
     let config_exists = exists(&config_file)?;
-    if config_exists {
-        key = existing_key(&config_file, arguments, &url)?;
-    }
+    let mut config_text = config_text(arguments, &url, &data_directory, &key)?;
+    let copy = if config_exists {
+        let copy = existing_copy(&config_file, arguments, &url)?;
+        key = copy.key.clone();
+        copy
+    } else {
+        let parsed = Configuration::parse(&config_file, &config_text)?;
+        let copy = parsed.copies.get(copy_name).cloned();
+        copy.ok_or_else(|| Error::new("internal-error", "the configuration lost its copy"))?
+    };
     let key_exists = match &key {
         KeySource::File(path) => exists(path)?,
         KeySource::PassphraseCommand(_) => true,
     };
-    let repository_exists = repository_is_there(&url)?;
+    let repository_exists = repository_is_there(&copy)?;
     if repository_exists && !key_exists {
         return Err(
             Error::new("repository-exists", format!("{url} already holds a repository"))
@@ -124,7 +134,9 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
     let wanted = settings::archive_command(&program, &config_file, &arguments.cluster)?;
     let changes = settings::changes(&facts, &wanted, arguments.replace_archive_command)?;
     let warnings = warnings(&facts, &data_directory, owner);
-    let config_text = config_text(arguments, &url, &data_directory, &key);
+    if config_exists {
+        config_text.clear();
+    }
     Ok(Plan {
         facts,
         owner,
@@ -134,6 +146,7 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
         key,
         key_exists,
         repository_url: url,
+        copy,
         repository_exists,
         changes,
         warnings,
@@ -145,7 +158,7 @@ fn repository_url(given: &str) -> Result<String> {
     let path = match given.split_once("://") {
         None => Path::new(given),
         Some(("file", path)) => Path::new(path),
-        Some(_) => return Ok(given.to_owned()),
+        Some(_) => return Ok(given.trim_end_matches('/').to_owned()),
     };
     let absolute = std::path::absolute(path)
         .map_err(|error| Error::io("path", format!("cannot make {given:?} absolute"), &error))?;
@@ -168,10 +181,11 @@ fn exists(path: &Path) -> Result<bool> {
     })
 }
 
-fn repository_is_there(url: &str) -> Result<bool> {
-    match url.strip_prefix("file://") {
+/// Before anything is made: a bucket that cannot be used is told of here.
+fn repository_is_there(copy: &CopyOfRepository) -> Result<bool> {
+    match copy.url.strip_prefix("file://") {
         Some(folder) => exists(&Path::new(folder).join("repository.json")),
-        None => Ok(false),
+        None => Repository::exists(&*crate::stores::open(copy)?),
     }
 }
 
@@ -213,8 +227,8 @@ fn shown_key(key: &KeySource) -> String {
     }
 }
 
-/// A configuration that exists must say the same as this command; then its key file is the one.
-fn existing_key(config_file: &Path, arguments: &cli::Init, url: &str) -> Result<KeySource> {
+/// A configuration that exists must say the same as this command; then its copy is the one.
+fn existing_copy(config_file: &Path, arguments: &cli::Init, url: &str) -> Result<CopyOfRepository> {
     let refused = |what: String| {
         Error::new(
             "config-exists",
@@ -240,9 +254,9 @@ fn existing_key(config_file: &Path, arguments: &cli::Init, url: &str) -> Result<
         .copies
         .iter()
         .filter_map(|name| configuration.copies.get(name))
-        .find(|copy| copy.url == url);
-    match copy.map(|copy| &copy.key) {
-        Some(key) => Ok(key.clone()),
+        .find(|copy| copy.url.trim_end_matches('/') == url);
+    match copy {
+        Some(copy) => Ok(copy.clone()),
         None => Err(refused(format!(
             "Its cluster {:?} has no copy at {url}.",
             arguments.cluster
@@ -277,10 +291,11 @@ fn warnings(facts: &ServerFacts, data_directory: &Path, owner: Account) -> Vec<S
     warnings
 }
 
-fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &KeySource) -> String {
+fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &KeySource) -> Result<String> {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let path = |path: &Path| quoted(&path.display().to_string());
-    format!(
+    let bucket = bucket_text(arguments, url)?;
+    Ok(format!(
         "# pgproof: what is backed up, and where to. `pgproof config show` prints every value with where it came from.\n\
          \n\
          [cluster.{cluster}]\n\
@@ -292,6 +307,7 @@ fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &Ke
          [copy.{copy_name}]\n\
          url = {url}\n\
          key = {{ {key} }}   # keep a copy of it elsewhere (`pgproof key export`)\n\
+         {bucket}\
          \n\
          [retention]                      # what `pgproof expire` keeps; rules add up\n\
          recovery_window = \"30 days\"\n\
@@ -306,14 +322,63 @@ fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &Ke
         cluster = arguments.cluster,
         connection = quoted(&arguments.connection),
         data_directory = path(data_directory),
-        copy = quoted(&arguments.copy),
-        copy_name = arguments.copy,
+        copy = quoted(arguments.copy_name()),
+        copy_name = arguments.copy_name(),
         url = quoted(url),
         key = match key {
             KeySource::File(file) => format!("file = {}", path(file)),
             KeySource::PassphraseCommand(command) => format!("passphrase_command = {}", quoted(command)),
         },
-    )
+    ))
+}
+
+/// The lines of a copy that is a bucket. The archiver does not have this shell's environment, so what is there now is
+/// written down, but for secrets.
+fn bucket_text(arguments: &cli::Init, url: &str) -> Result<String> {
+    let given = &arguments.bucket;
+    if !url.starts_with("s3://") {
+        if given.is_empty() {
+            return Ok(String::new());
+        }
+        return Err(Error::usage(
+            "option-conflict",
+            "--endpoint, --region, --path-style, --allow-http and --credentials-... are for buckets only",
+        )
+        .hint("A bucket is written --repository s3://BUCKET/PREFIX."));
+    }
+    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let mut text = String::new();
+    let mut line = |key: &str, value: String| text.push_str(&format!("{key} = {value}\n"));
+    if let Some(endpoint) = &given.endpoint {
+        line("endpoint", quoted(endpoint));
+    }
+    if let Some(region) = given.region.clone().or_else(crate::stores::ambient_region) {
+        line("region", quoted(&region));
+    }
+    if let Some(path_style) = given.path_style {
+        line("path_style", path_style.to_string());
+    }
+    if given.allow_http {
+        line("allow_http", "true".to_owned());
+    }
+    if let Some(file) = &given.credentials_file {
+        let file = std::path::absolute(file).map_err(|error| {
+            Error::io(
+                "path",
+                "cannot make the path of the credentials file absolute",
+                &error,
+            )
+        })?;
+        let mut value = format!("file = {}", quoted(&file.display().to_string()));
+        if let Some(profile) = &given.credentials_profile {
+            value.push_str(&format!(", profile = {}", quoted(profile)));
+        }
+        line("credentials", format!("{{ {value} }}"));
+    }
+    if let Some(command) = &given.credentials_command {
+        line("credentials", format!("{{ command = {} }}", quoted(command)));
+    }
+    Ok(text)
 }
 
 /// Creates the folders that `file` needs.
@@ -379,7 +444,7 @@ fn make_repository(context: &Context, plan: &Plan) -> Result<bool> {
     let key = crate::copies::key(&plan.key)?;
     let folder = plan.repository_url.strip_prefix("file://").map(Path::new);
     if plan.repository_exists {
-        let repository = Repository::open(open_store(&plan.repository_url)?, &key)?;
+        let repository = Repository::open(crate::stores::open(&plan.copy)?, &key)?;
         // The folder itself is given last: while it is root's, an earlier run was interrupted.
         if let Some(folder) = folder.filter(|folder| Account::of(folder).is_some_and(Account::is_root)) {
             give_tree(folder, plan.owner)?;
@@ -389,7 +454,7 @@ fn make_repository(context: &Context, plan: &Plan) -> Result<bool> {
     if let Some(folder) = folder {
         make_parents(folder, plan.owner)?;
     }
-    let repository = Repository::create(create_store(&plan.repository_url)?, &key, context.now())?;
+    let repository = Repository::create(crate::stores::create(&plan.copy)?, &key, context.now())?;
     if let Some(folder) = folder {
         give_tree(folder, plan.owner)?;
     }
@@ -524,7 +589,8 @@ fn show(
     ));
     if !arguments.dry_run && !conditional_creation {
         line(
-            "Warning: this store cannot create conditionally: conflicts are detected, not prevented."
+            "Warning: this store does not create conditionally: when two hosts write one name at once, that is \
+             detected afterwards, not prevented."
                 .to_owned(),
         );
     }
@@ -569,7 +635,7 @@ fn show(
         );
         line(format!(
             "  pgproof --config {config} key export {}",
-            arguments.copy
+            arguments.copy_name()
         ));
     }
     line("Next:".to_owned());

@@ -165,12 +165,12 @@ pub fn show(context: &Context, arguments: &cli::Show) -> Result<u8> {
             value["cost"] = cost;
         } else {
             output::line("Cost:");
-            for (key, amount) in cost.as_object().into_iter().flatten() {
+            for (key, amount) in flattened(&cost) {
                 let number = amount.as_u64().unwrap_or(0);
-                let text = if key.contains("bytes") {
-                    output::bytes(number)
-                } else {
-                    number.to_string()
+                let text = match amount {
+                    Value::Null => "not known".to_owned(),
+                    _ if key.contains("bytes") => output::bytes(number),
+                    _ => number.to_string(),
                 };
                 output::line(format!("  {}: {text}", key.replace('_', " ")));
             }
@@ -319,7 +319,27 @@ fn cost(copy: &OpenCopy, backup: &Backup) -> Result<Value> {
     let (maps, maps_bytes) = count(PackKind::Map, false);
     let (rows_alone, rows_alone_bytes) = count(PackKind::Rows, true);
     let (maps_alone, maps_alone_bytes) = count(PackKind::Map, true);
+    // What is in reach is fetched in ranges of neighbouring frames; how far it lies apart only a restore can tell, so
+    // these are the fewest requests: each pack's header, and as many ranges as its living part fills.
+    let range_bytes = copy.cluster.store().range_bytes() as u64;
+    let restore: u64 = own
+        .iter()
+        .map(|pack| {
+            let living = pack.size.saturating_mul(pack.live).div_ceil(pack.items.max(1));
+            1 + living.div_ceil(range_bytes).max(1)
+        })
+        .sum();
+    let segments = wal_segments(backup);
     Ok(json!({
+        "backup_requests": backup.requests,
+        "restore_requests_at_least": restore,
+        "wal_segments_of_it": segments,
+        "requests_for_each_wal_segment": {
+            // Measured: the store's claim, what is there under this name, and the segment itself.
+            "push": { "put": 1, "list": 2, "get": 1 },
+            "get": { "get": 1, "list": 1 },
+            "open_repository": { "get": 2, "list": 1 },
+        },
         "rows_packs": rows,
         "rows_packs_bytes": rows_bytes,
         "map_packs": maps,
@@ -329,6 +349,28 @@ fn cost(copy: &OpenCopy, backup: &Backup) -> Result<Value> {
         "map_packs_of_it_alone": maps_alone,
         "map_packs_of_it_alone_bytes": maps_alone_bytes,
     }))
+}
+
+/// How many WAL segments recovery from this backup needs at least.
+fn wal_segments(backup: &Backup) -> u64 {
+    let size = u64::from(backup.geometry.wal_segment_size).max(1);
+    let last = backup.stop_lsn.0.saturating_sub(1).max(backup.redo_lsn.0) / size;
+    last - backup.redo_lsn.0 / size + 1
+}
+
+/// Names of nested values are put together: `a b`.
+fn flattened(value: &Value) -> Vec<(String, Value)> {
+    let mut flat = Vec::new();
+    for (key, value) in value.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(_) => {
+                let inner = flattened(value).into_iter();
+                flat.extend(inner.map(|(rest, value)| (format!("{key}: {rest}"), value)));
+            }
+            _ => flat.push((key.clone(), value.clone())),
+        }
+    }
+    flat
 }
 
 /// What is to be stated about a backup.

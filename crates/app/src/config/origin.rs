@@ -108,7 +108,7 @@ impl Origins {
         let Some((unknown, expected)) = unknown_field(message) else {
             let error = Error::usage("config-syntax", format!("{place}: {}", first_line(message)));
             return match line.and_then(|line| text.lines().nth(line.saturating_sub(1))) {
-                Some(shown) if !shown.to_ascii_lowercase().contains("password") => {
+                Some(shown) if !may_hold_a_secret(shown) => {
                     error.detail(format!("The line reads: {}", shown.trim()))
                 }
                 _ => error,
@@ -127,6 +127,14 @@ impl Origins {
             None => error.hint(format!("The keys there are: {}.", expected.join(", "))),
         }
     }
+}
+
+/// Somebody may have written a secret where only its place belongs.
+fn may_hold_a_secret(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    ["password", "secret", "credential", "token", "access_key"]
+        .iter()
+        .any(|word| line.contains(word))
 }
 
 fn first_line(text: &str) -> &str {

@@ -213,3 +213,75 @@ fn retention_may_differ_in_a_copy_and_a_rule_that_keeps_nothing_is_refused() {
     let no_policy = GOOD.replace("recovery_window = \"30 days\"\ndaily = 7", "after_backup = true");
     assert!(parse(&no_policy).is_err());
 }
+
+const BUCKET: &str = r#"
+[cluster.main]
+connection = "host=/tmp"
+
+[copy.s3]
+url = "s3://backups/production"
+key = { file = "s3.key" }
+"#;
+
+#[test]
+fn a_bucket_is_described_beside_its_url_and_shown_without_secrets() {
+    let text = format!(
+        "{BUCKET}endpoint = \"https://minio.example:9000\"\nregion = \"eu\"\nretry_for = \"30 s\"\n\
+         credentials = {{ command = \"vault read topsecret\" }}\n"
+    );
+    let configuration = parse(&text).expect("a bucket");
+    let bucket = configuration.copies["s3"].bucket.clone().expect("a bucket");
+    assert!(bucket.path_style && !bucket.allow_http);
+    assert_eq!(bucket.retry_for(), Some(Duration::from_secs(30)));
+    let shown = configuration.show();
+    assert!(
+        shown
+            .iter()
+            .any(|shown| shown.key == "copy.s3.endpoint" && shown.origin.ends_with(":8"))
+    );
+    assert!(shown.iter().all(|shown| !shown.value.contains("topsecret")));
+
+    let bucket = parse(BUCKET).expect("Amazon's").copies["s3"]
+        .bucket
+        .clone()
+        .expect("a bucket");
+    assert!(!bucket.path_style && bucket.endpoint.is_none());
+    assert_eq!(bucket.credentials, CredentialsSource::Environment);
+}
+
+#[test]
+fn what_is_wrong_with_a_bucket_is_refused_and_secrets_are_not_repeated() {
+    for (line, word) in [
+        ("endpoint = \"http://minio\"", "unencrypted"),
+        ("endpoint = \"minio:9000\"", "no endpoint"),
+        ("endpoint = \"https://minio/bucket\"", "belongs into `url`"),
+        (
+            "endpoint = \"https://key:topsecret@minio\"",
+            "credentials do not belong",
+        ),
+        ("credentials = { file = \"a\", command = \"b\" }", "either `file`"),
+        ("credentials = { profile = \"b\" }", "either `file`"),
+        (
+            "credentials = { secret_access_key = \"topsecret\" }",
+            "unknown key",
+        ),
+        ("secret_access_key = \"topsecret\"", "unknown key"),
+        ("credentials = \"AKID:topsecret\"", "line 8"),
+        ("pathstyle = true", "unknown key"),
+    ] {
+        let error = parse(&format!("{BUCKET}{line}\n")).expect_err(line);
+        assert_eq!(error.class().exit_code(), 2);
+        let text = error.render();
+        assert!(
+            text.contains(word) && !text.contains("topsecret"),
+            "{line}: {text}"
+        );
+    }
+    let folder = BUCKET.replace("s3://backups/production", "file:///backups");
+    let error = parse(&format!("{folder}region = \"eu\"\n")).expect_err("a folder has no region");
+    assert!(
+        error.render().contains("`region` has no meaning"),
+        "{}",
+        error.render()
+    );
+}

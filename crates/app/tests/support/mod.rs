@@ -42,6 +42,14 @@ impl World {
     /// `None` where PostgreSQL is not installed and that is allowed. The cluster is initialised, protected by
     /// `pgproof init --apply`, and not backed up yet.
     pub fn start(test: &str) -> Option<World> {
+        World::start_with(test, |scratch| {
+            let repository = format!("file://{}", scratch.join("repository").display());
+            vec!["--repository".to_owned(), repository]
+        })
+    }
+
+    /// The same with a repository elsewhere: `place` gives the arguments of `init` that say where.
+    pub fn start_with(test: &str, place: impl FnOnce(&Path) -> Vec<String>) -> Option<World> {
         let programs = testing::programs_or_skip(test)?;
         // The archive_command is init's to set: one on the server's command line would win over it.
         let settings = [("archive_mode", "on"), ("fsync", "off"), ("max_wal_size", "2GB")];
@@ -65,18 +73,11 @@ impl World {
             binary,
             account,
         };
-        let repository = format!("file://{}", world.repository().display());
+        let place = place(world.scratch());
         let conninfo = world.production.conninfo();
-        world
-            .run(&[
-                "init",
-                "--connection",
-                &conninfo,
-                "--repository",
-                &repository,
-                "--apply",
-            ])
-            .ok();
+        let mut arguments = vec!["init", "--connection", &conninfo, "--apply"];
+        arguments.extend(place.iter().map(String::as_str));
+        world.run(&arguments).ok();
         Some(world)
     }
 

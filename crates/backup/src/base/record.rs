@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use postgres::{BackupLabel, ControlFile, Lsn, TimelineHistory};
 use repository::{
     Backup, BackupTablespace, Collation, ConfigurationFile, ExcusedPage, HistoryStep, RECORD_VERSION,
-    RecoverySettings, RunId, Tree,
+    RecoverySettings, RequestCounts, RunId, Tree,
 };
 
 use super::Plan;
@@ -33,6 +33,7 @@ pub(super) struct Finished<'a> {
     pub(super) excused_pages: Vec<ExcusedPage>,
     pub(super) damaged_pages: Vec<ExcusedPage>,
     pub(super) parent: Option<RunId>,
+    pub(super) requests: RequestCounts,
     pub(super) tree: Tree,
 }
 
@@ -105,6 +106,7 @@ pub(super) fn record(finished: Finished<'_>) -> Backup {
             })
             .collect(),
         parent: finished.parent,
+        requests: Some(finished.requests),
         tree: finished.tree,
     }
 }

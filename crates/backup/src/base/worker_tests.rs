@@ -161,6 +161,7 @@ fn example_record(
         configuration: Vec::new(),
         excused_pages: Vec::new(),
         damaged_pages: Vec::new(),
+        requests: None,
         collations: Vec::new(),
         parent: None,
         tree,

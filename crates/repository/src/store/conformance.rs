@@ -9,6 +9,14 @@ const FOLDER: &str = "conformance";
 /// Panics, as a test does, if the store breaks a promise of [`Store`]. It works below `conformance/` and
 /// empties it.
 pub fn conformance(store: &dyn Store) {
+    conformance_but_races(store);
+    only_one_of_many_creators_wins(store);
+    empty(store);
+}
+
+/// The same for a store whose conditional creation is known not to be atomic: everything but the race of many
+/// creators. Such a store is for [`Store::set_conditional_creation`] to be told of.
+pub fn conformance_but_races(store: &dyn Store) {
     empty(store);
     creation_happens_once(store);
     writers_are_all_or_nothing(store);
@@ -16,7 +24,7 @@ pub fn conformance(store: &dyn Store) {
     listings_are_complete_and_sorted(store);
     names_are_checked(store);
     what_is_deleted_is_gone_from_listings(store);
-    only_one_of_many_creators_wins(store);
+    long_objects_are_streamed(store);
     empty(store);
 }
 
@@ -184,6 +192,43 @@ fn names_are_checked(store: &dyn Store) {
         assert_eq!(store.delete(bad).unwrap_err().code(), "object-name", "{bad:?}");
     }
     assert_eq!(store.list("../").unwrap_err().code(), "object-name");
+}
+
+/// Longer than any store sends in one request: what is written in odd pieces comes back from odd places.
+fn long_objects_are_streamed(store: &dyn Store) {
+    const LENGTH: u64 = 37_000_003;
+    let at = |offset: u64| (offset % 241) as u8 ^ (offset >> 17) as u8;
+    let object = name("long");
+    let mut writer = store.writer(&object).unwrap();
+    let mut offset = 0;
+    while offset < LENGTH {
+        let piece: Vec<u8> = (offset..LENGTH.min(offset + 777_777)).map(at).collect();
+        writer.write_all(&piece).unwrap();
+        offset += piece.len() as u64;
+    }
+    assert_eq!(
+        store.size(&object).unwrap(),
+        None,
+        "a part of an object was visible"
+    );
+    assert_eq!(writer.finish().unwrap(), Put::Created);
+    assert_eq!(store.size(&object).unwrap(), Some(LENGTH));
+    for offset in [0, 8_388_600, 16_777_210, 17_825_790, LENGTH - 20] {
+        let expected: Vec<u8> = (offset..offset + 20).map(at).collect();
+        assert_eq!(store.read_range(&object, offset, 20).unwrap(), expected);
+    }
+    let mut late = store.writer(&object).unwrap();
+    for _ in 0..19 {
+        late.write_all(&[0; 1 << 20]).unwrap();
+    }
+    assert_eq!(late.finish().unwrap(), Put::Exists);
+    assert_eq!(store.size(&object).unwrap(), Some(LENGTH));
+    let mut abandoned = store.writer(&name("abandoned")).unwrap();
+    for _ in 0..19 {
+        abandoned.write_all(&[0; 1 << 20]).unwrap();
+    }
+    drop(abandoned);
+    assert_eq!(store.size(&name("abandoned")).unwrap(), None);
 }
 
 fn only_one_of_many_creators_wins(store: &dyn Store) {

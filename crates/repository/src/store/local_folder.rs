@@ -223,13 +223,6 @@ fn failed(error: &io::Error, message: String) -> Error {
     }
 }
 
-fn missing(name: &str) -> Error {
-    Error::new(
-        "object-missing",
-        format!("object \"{name}\" is not in the repository"),
-    )
-}
-
 impl Store for LocalFolder {
     fn url(&self) -> String {
         format!("file://{}", self.inner.root.display())
@@ -295,7 +288,7 @@ impl Store for LocalFolder {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.check_there()?;
-                return Err(missing(name));
+                return Err(super::missing(name));
             }
             Err(error) => return Err(failed(&error, format!("cannot read object \"{name}\""))),
         };
