@@ -69,7 +69,7 @@ fn a_cluster_is_backed_up_restored_and_drilled_in_a_bucket() {
 
     world
         .session()
-        .execute("create table t (id int primary key, v text); insert into t select n, md5(n::text) from generate_series(1, 30000) n")
+        .execute("create table public.t (id int primary key, v text); insert into public.t select n, md5(n::text) from generate_series(1, 30000) n")
         .expect("rows");
     let first = world.json(&["backup"]);
     assert!(
@@ -78,14 +78,14 @@ fn a_cluster_is_backed_up_restored_and_drilled_in_a_bucket() {
     );
     world
         .session()
-        .execute("update t set v = v || '!' where id % 7 = 0")
+        .execute("update public.t set v = v || '!' where id % 7 = 0")
         .expect("update");
     world.archive_all();
     let second = world.json(&["backup"]);
     assert!(second["pages_reused"].as_u64() > Some(0), "{second:#}");
     world
         .session()
-        .execute("insert into t select n, 'late' from generate_series(30001, 31000) n")
+        .execute("insert into public.t select n, 'late' from generate_series(30001, 31000) n")
         .expect("insert");
     let digest = testing::row_digest(&world.production.conninfo()).expect("digest");
     world.archive_all();
@@ -160,7 +160,7 @@ fn a_folder_and_a_bucket_are_two_copies_and_one_of_them_may_fail() {
 
     world
         .session()
-        .execute("create table t as select n from generate_series(1, 20000) n")
+        .execute("create table public.t as select n from generate_series(1, 20000) n")
         .expect("rows");
     let made = world.json(&["backup"]);
     assert_eq!(made["copies"].as_array().map(Vec::len), Some(2), "{made:#}");
@@ -172,7 +172,7 @@ fn a_folder_and_a_bucket_are_two_copies_and_one_of_them_may_fail() {
 
     // The bucket cannot be reached: WAL is still acknowledged by the folder, absent is no longer said.
     served.proxy.set(|_: &Asked| Fault::Drop);
-    world.session().execute("insert into t values (0)").expect("row");
+    world.session().execute("insert into public.t values (0)").expect("row");
     world.archive_all();
     let ended = get("0000000100000FFF000000FF");
     assert_eq!(ended.code, 126, "{}", ended.stderr);
@@ -185,6 +185,9 @@ fn a_folder_and_a_bucket_are_two_copies_and_one_of_them_may_fail() {
     // The folder is lost: the bucket alone brings everything back that it holds.
     served.proxy.set(|_: &Asked| Fault::Pass);
     std::fs::rename(world.repository(), world.scratch().join("lost")).expect("lost");
+    let config = std::fs::read_to_string(&file).expect("configuration");
+    let config = config.replace("copies = [\"local\", \"offsite\"]", "copies = [\"offsite\"]");
+    support::overwrite(&file, config.as_bytes());
     let into = world.scratch().join("restored");
     let ended = world.run(&[
         "restore",
