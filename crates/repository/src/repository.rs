@@ -508,6 +508,92 @@ pub(crate) mod tests {
         Repository::open(repository.store().clone(), key)
     }
 
+    /// A store that says "created" and overwrites, as some that speak S3 do.
+    struct Overwriting {
+        folder: LocalFolder,
+        /// It looks first, so that only those that come at once overwrite each other.
+        looks: bool,
+    }
+
+    impl Store for Overwriting {
+        fn url(&self) -> String {
+            self.folder.url()
+        }
+        fn put_new(&self, name: &str, content: &[u8]) -> Result<Put> {
+            if self.looks && self.folder.size(name)?.is_some() {
+                return Ok(Put::Exists);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            // What stands there goes, however many come at once.
+            while self.folder.put_new(name, content)? == Put::Exists {
+                self.folder.delete(name)?;
+            }
+            Ok(Put::Created)
+        }
+        fn writer(&self, name: &str) -> Result<Box<dyn crate::store::ObjectWriter>> {
+            self.folder.writer(name)
+        }
+        fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+            self.folder.read(name)
+        }
+        fn read_range_into(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+            self.folder.read_range_into(name, offset, buffer)
+        }
+        fn size(&self, name: &str) -> Result<Option<u64>> {
+            self.folder.size(name)
+        }
+        fn list(&self, prefix: &str) -> Result<Vec<crate::store::ObjectInfo>> {
+            self.folder.list(prefix)
+        }
+        fn list_folders(&self, prefix: &str) -> Result<Vec<String>> {
+            self.folder.list_folders(prefix)
+        }
+        fn delete(&self, name: &str) -> Result<()> {
+            self.folder.delete(name)
+        }
+        fn requests(&self) -> crate::store::RequestCounts {
+            self.folder.requests()
+        }
+    }
+
+    #[test]
+    fn a_store_that_overwrites_is_found_out_and_of_many_writers_at_once_one_still_gets_the_timeline() {
+        for looks in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let folder = LocalFolder::create(directory.path()).unwrap();
+            let key = RecipientKey::generate().unwrap();
+            let repository =
+                Repository::create(Arc::new(Overwriting { folder, looks }), &key, now()).unwrap();
+            assert!(!repository.conditional_creation(), "looks: {looks}");
+            if !looks {
+                // It needs a store that looks, as ours does when it is told of the probe's result.
+                continue;
+            }
+            let cluster = repository.cluster("main").unwrap();
+            let claim = |host: u32| {
+                let writer = crate::Writer {
+                    host_id: host.to_string(),
+                    data_directory: "/srv".into(),
+                };
+                cluster.claim(
+                    postgres::SystemIdentifier(7),
+                    postgres::TimelineId(1),
+                    &writer,
+                    now(),
+                )
+            };
+            let claim = &claim;
+            let winners = std::thread::scope(|scope| {
+                let writers: Vec<_> = (0..4)
+                    .map(|host| scope.spawn(move || claim(host).is_ok()))
+                    .collect();
+                let ended = writers.into_iter().map(|writer| writer.join().unwrap());
+                ended.filter(|won| *won).count()
+            });
+            assert_eq!(winners, 1);
+        }
+    }
+
     #[test]
     fn a_repository_opens_with_its_key_only() {
         let (_directory, key, repository) = repository();

@@ -335,3 +335,30 @@ fn an_upload_that_cannot_be_finished_fails_by_its_name_and_leaves_nothing_visibl
     assert_eq!(store.list("").unwrap(), []);
     assert!(proxy.asked().iter().any(|asked| asked.method == "DELETE"));
 }
+
+#[test]
+fn expired_credentials_are_asked_for_again() {
+    let (_folder, server) = server();
+    let proxy = FaultyProxy::start(server.address(), |asked: &Asked| match asked.number {
+        1 => Fault::Answer(400, "ExpiredToken"),
+        _ => Fault::Pass,
+    });
+    let times = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = times.clone();
+    let base = options(proxy.endpoint());
+    let S3Credentials::Source(source) = base.credentials.clone() else {
+        unreachable!()
+    };
+    let options = S3Options {
+        credentials: S3Credentials::Source(Arc::new(move || {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            source()
+        })),
+        ..base
+    };
+    let store = S3Store::new("s3://backups", options).unwrap();
+    for _ in 0..3 {
+        store.list("").unwrap();
+    }
+    assert_eq!(times.load(std::sync::atomic::Ordering::Relaxed), 2);
+}

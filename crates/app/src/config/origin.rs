@@ -106,11 +106,17 @@ impl Origins {
         };
         let message = error.message().trim();
         let Some((unknown, expected)) = unknown_field(message) else {
+            let shown = line.and_then(|line| text.lines().nth(line.saturating_sub(1)));
+            if shown.is_some_and(may_hold_a_secret) {
+                // The reader's message may repeat the value.
+                let message = format!("{place}: the value is not of the kind that is expected there");
+                return Error::usage("config-syntax", message).hint(
+                    "A secret has no place in this file, only the name of the file or command that holds it.",
+                );
+            }
             let error = Error::usage("config-syntax", format!("{place}: {}", first_line(message)));
-            return match line.and_then(|line| text.lines().nth(line.saturating_sub(1))) {
-                Some(shown) if !may_hold_a_secret(shown) => {
-                    error.detail(format!("The line reads: {}", shown.trim()))
-                }
+            return match shown {
+                Some(shown) => error.detail(format!("The line reads: {}", shown.trim())),
                 _ => error,
             };
         };

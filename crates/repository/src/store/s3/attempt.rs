@@ -116,6 +116,15 @@ impl Inner {
                     ..Failed::new(Kind::Unreachable)
                 },
             };
+            if failed.kind == Kind::Credentials
+                && failed.status.is_some()
+                && tries == 1
+                && let Some(provider) = &self.provider
+            {
+                // They may have been renewed since we asked for them.
+                provider.forget();
+                continue;
+            }
             failed.unclear = unclear;
             failed.tries = tries;
             failed.elapsed = began.elapsed();

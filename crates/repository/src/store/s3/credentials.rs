@@ -74,6 +74,11 @@ impl Provider {
         }
     }
 
+    /// The store says that they have expired.
+    pub(super) fn forget(&self) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn kept(&self) -> Option<Arc<AwsCredential>> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.as_ref()
