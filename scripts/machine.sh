@@ -166,7 +166,7 @@ need_moto() {
   place=$(target_directory)/python/moto-$version
   if ! [ -e "$place/complete" ]; then
     say "Installing moto $version from PyPI into $place"
-    command -v python3 >/dev/null && python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then install_packages python3-venv; fi
     rm -rf "$place"
     python3 -m venv "$place"
     "$place/bin/pip" install --quiet --disable-pip-version-check "moto[server]==$version" ||
