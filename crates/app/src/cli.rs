@@ -377,8 +377,20 @@ pub struct Restore {
     #[arg(long, value_name = "NAME")]
     pub copy: Option<String>,
     /// Put a tablespace elsewhere; may be given several times
-    #[arg(long, value_name = "NAME=DIR")]
+    #[arg(long, visible_alias = "tablespace-mapping", value_name = "NAME|OLD=DIR")]
     pub tablespace: Vec<String>,
+    /// Put every tablespace that is not named otherwise below this directory
+    #[arg(long, value_name = "DIR")]
+    pub tablespaces_into: Option<PathBuf>,
+    /// Let replay create tablespaces at their own paths although a server runs on this host
+    #[arg(long)]
+    pub allow_created_tablespaces: bool,
+    /// Overwrite DIR where it differs from the backup, instead of keeping it aside; what it holds is lost
+    #[arg(long, conflicts_with = "adopt")]
+    pub delta: bool,
+    /// The cluster's name, typed again: consent to --delta
+    #[arg(long, value_name = "NAME", requires = "delta")]
+    pub confirm: Option<String>,
     /// What the server does at the target: pause, promote or shutdown [default: pause at a time, a transaction or a name;
     /// promote just before a transaction, at an LSN, and at the end of the WAL]
     #[arg(long, value_name = "ACTION")]

@@ -26,6 +26,13 @@ pub fn notice(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
 }
 
+/// A question to a person on standard error, without an end of line.
+pub fn question(text: impl AsRef<str>) {
+    let mut out = std::io::stderr().lock();
+    let _ = write!(out, "{}", text.as_ref());
+    let _ = out.flush();
+}
+
 /// A moment as PostgreSQL prints it in UTC: `2026-01-25 14:30:00.5+00`.
 pub fn moment(at: Timestamp) -> String {
     postgres::Timestamp::from_jiff(at).to_string()

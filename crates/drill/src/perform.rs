@@ -278,6 +278,9 @@ fn make_plan(
         backup: None,
         destination: folder.path.join("data"),
         tablespaces: Vec::new(),
+        tablespaces_into: None,
+        create_tablespaces: false,
+        delta: false,
         restore_command: feed.restore_command()?,
         purpose: Purpose::Copy,
         configuration: Configuration::Generated {

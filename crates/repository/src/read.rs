@@ -106,12 +106,22 @@ impl BlockReader {
         sink: &mut dyn FnMut(u64, Piece<'_>) -> Result<()>,
     ) -> Result<()> {
         let wanted = [Wanted { item: 0, leaf, size }];
-        self.read(&wanted, &|_| true, &mut |_, offset, piece| sink(offset, piece))
+        self.read(&wanted, &|_, _| true, &mut |_, offset, piece| sink(offset, piece))
     }
 
     /// The same for leaves of several (neighbouring, small) files: a frame that they share is decoded once.
     pub fn read_leaves(&mut self, wanted: &[Wanted<'_>], sink: &mut Sink<'_>) -> Result<()> {
-        self.read(wanted, &|_| true, sink)
+        self.read(wanted, &|_, _| true, sink)
+    }
+
+    /// Only some blocks of several leaves: `want` is asked with (item, index).
+    pub fn read_some(
+        &mut self,
+        wanted: &[Wanted<'_>],
+        want: &dyn Fn(usize, usize) -> bool,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        self.read(wanted, want, sink)
     }
 
     /// Only some blocks of a leaf: `want` is asked with each index.
@@ -123,7 +133,9 @@ impl BlockReader {
         sink: &mut dyn FnMut(u64, Piece<'_>) -> Result<()>,
     ) -> Result<()> {
         let wanted = [Wanted { item: 0, leaf, size }];
-        self.read(&wanted, want, &mut |_, offset, piece| sink(offset, piece))
+        self.read(&wanted, &|_, index| want(index), &mut |_, offset, piece| {
+            sink(offset, piece)
+        })
     }
 
     /// The content of a small file; refuses one of more than `bytes_max`. Error: `file-too-large`.
@@ -164,7 +176,7 @@ impl BlockReader {
     fn read(
         &mut self,
         wanted: &[Wanted<'_>],
-        want: &dyn Fn(usize) -> bool,
+        want: &dyn Fn(usize, usize) -> bool,
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let mut needs = Vec::new();
@@ -296,7 +308,7 @@ impl BlockReader {
 /// What of a leaf must be fetched; zero blocks are given at once.
 fn collect<'a>(
     wanted: &'a Wanted<'a>,
-    want: &dyn Fn(usize) -> bool,
+    want: &dyn Fn(usize, usize) -> bool,
     needs: &mut Vec<Need<'a>>,
     sink: &mut Sink<'_>,
 ) -> Result<()> {
@@ -307,7 +319,7 @@ fn collect<'a>(
             let index = first + u32::from(at);
             let left = u32::from(run.blocks - at);
             let count = (index..index + left)
-                .take_while(|index| want(*index as usize))
+                .take_while(|index| want(wanted.item, *index as usize))
                 .count() as u16;
             if count == 0 {
                 at += 1;

@@ -23,6 +23,8 @@ pub(crate) fn keep(kept: &KeptAside, skip: &[&str]) -> Result<()> {
             sync_parent(to)
         }
         KeptAside::Contents { from, to } | KeptAside::Tablespace { from, to, .. } => contents(from, to, skip),
+        // Copied where the delta restore begins, with the names that the plan has.
+        KeptAside::Wal { .. } => Ok(()),
     }
 }
 

@@ -39,6 +39,12 @@ pub enum DestinationState {
     HalfRestored(Box<Marker>),
     /// A restore was interrupted while it moved what existed aside.
     HalfKeptAside(Box<Marker>),
+    /// A delta restore was interrupted: it has the journal and no `pg_control`.
+    HalfDelta {
+        marker: Box<Marker>,
+        /// Tablespaces by the links that are in `pg_tblspc` now.
+        tablespaces: Vec<(Oid, PathBuf)>,
+    },
     /// Something else, with some names of what is there.
     Other(Vec<String>),
 }
@@ -135,6 +141,12 @@ fn state(path: &Path) -> Result<DestinationState> {
     }
     let control = path.join("global/pg_control");
     let has_control = std::fs::symlink_metadata(&control).is_ok();
+    if !has_control && let Some(journal) = marker::read_delta(path)? {
+        return Ok(DestinationState::HalfDelta {
+            marker: Box::new(journal),
+            tablespaces: tablespace_links(path)?,
+        });
+    }
     if !has_control && let Some(marker) = marker::read_marker(path)? {
         return Ok(DestinationState::HalfRestored(Box::new(marker)));
     }
@@ -231,9 +243,17 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
-/// The process named in `postmaster.pid`, if it is alive.
+/// A process of a server on this directory.
 fn live_pid(data_directory: &Path) -> Option<i32> {
-    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok();
+    text.as_deref()
+        .and_then(|text| named_pid(data_directory, text))
+        .or_else(|| crate::live::process_in(data_directory))
+        .or_else(|| crate::live::shared_memory_user(text.as_deref()?))
+}
+
+/// The process named in `postmaster.pid`, if it is alive.
+fn named_pid(data_directory: &Path, text: &str) -> Option<i32> {
     // A negative number marks a standalone backend.
     let number = text.lines().next()?.trim().parse::<i32>().ok()?.checked_abs()?;
     let pid = rustix::process::Pid::from_raw(number)?;

@@ -14,6 +14,7 @@ use repository::{BlockReader, ClusterRepository, FileEntry, TreeReader};
 use serde::{Deserialize, Serialize};
 
 use crate::aside;
+use crate::delta::{self, DeltaCounts, Pass};
 use crate::destination::{DestinationState, inspect};
 use crate::files::{make_folder, write_files};
 use crate::marker::{JOURNAL_NAME, Marker, Phase};
@@ -42,6 +43,8 @@ pub struct RestoreResult {
     pub files: u64,
     pub bytes: u64,
     pub kept_aside: Vec<KeptAside>,
+    /// What a delta restore compared, wrote and removed.
+    pub delta: Option<DeltaCounts>,
     /// Commands that put everything back as it was before.
     pub undo: Vec<String>,
 }
@@ -80,11 +83,17 @@ pub fn execute(
     let late = Late::read(plan, cluster, &tree)?;
 
     options.progress.step(Step::KeepAside, plan.bytes, plan.files);
-    keep_aside(plan).map_err(|error| with_way_on(error, plan))?;
+    match &plan.delta {
+        Some(wanted) => {
+            let journal = marker(plan, Phase::Delta).text()?;
+            delta::begin(plan, wanted, &journal).map_err(|error| with_way_on(error, plan))?;
+        }
+        None => keep_aside(plan).map_err(|error| with_way_on(error, plan))?,
+    }
     // Of the directory that was renamed, perhaps; the new one is locked before anything is written.
     drop(lock);
     let outcome = fill(plan, cluster, &tree, late, options);
-    let written = outcome.map_err(|error| with_way_back(error, plan))?;
+    let (written, delta) = outcome.map_err(|error| with_way_back(error, plan))?;
     Ok(RestoreResult {
         data_directory: plan.destination.clone(),
         backup: plan.backup.to_string(),
@@ -99,6 +108,7 @@ pub fn execute(
             .chain(&plan.kept_earlier)
             .cloned()
             .collect(),
+        delta,
         undo: undo(plan),
     })
 }
@@ -234,6 +244,7 @@ fn keep_aside(plan: &Plan) -> Result<()> {
                 aside.clone_from(to);
                 aside::keep(kept, &[JOURNAL_NAME])?;
             }
+            KeptAside::Wal { .. } => {}
             KeptAside::Tablespace { .. } => {
                 aside::keep(kept, &[])?;
                 aside::relink(&aside, kept)?;
@@ -250,11 +261,11 @@ fn fill(
     tree: &TreeReader,
     late: Late,
     options: &ExecuteOptions<'_>,
-) -> Result<crate::files::Written> {
+) -> Result<(crate::files::Written, Option<DeltaCounts>)> {
     let destination = &plan.destination;
     make_destination(plan)?;
     let _lock = lock(destination)?;
-    if let DestinationState::HalfRestored(earlier) = &plan.found {
+    if let (DestinationState::HalfRestored(earlier), None) = (&plan.found, &plan.delta) {
         clear(plan, earlier)?;
     }
     marker(plan, Phase::Writing).write(destination, plan.owner)?;
@@ -274,8 +285,23 @@ fn fill(
     }
     let sync = SyncPoint::open(roots)?;
 
-    options.progress.step(Step::Write, plan.bytes, plan.files);
-    let written = write_files(plan, cluster, tree, options.threads, options.progress)?;
+    let (written, counts) = match &plan.delta {
+        Some(wanted) => {
+            options.progress.step(Step::Compare, plan.bytes, plan.files);
+            let removed = delta::prune(plan, wanted, tree, Pass::Change)?;
+            let threads = options.threads;
+            let mut counts =
+                crate::delta_files::pass(plan, cluster, tree, threads, options.progress, Pass::Change)?;
+            counts.removed = removed;
+            let (files, bytes) = (counts.files, counts.bytes);
+            (crate::files::Written { files, bytes }, Some(counts))
+        }
+        None => {
+            options.progress.step(Step::Write, plan.bytes, plan.files);
+            let threads = options.threads;
+            (write_files(plan, cluster, tree, threads, options.progress)?, None)
+        }
+    };
     write_settings(plan)?;
     for segment in &plan.wal_carried {
         carry(plan, segment)?;
@@ -294,6 +320,9 @@ fn fill(
         late.control_mode,
         plan.owner,
     )?;
+    if plan.delta.is_some() {
+        delta::end(plan)?;
+    }
     // The names of the data directory and of what was kept aside.
     destination.parent().map_or(Ok(()), sync_directory)?;
     let late_bytes = late
@@ -302,10 +331,11 @@ fn fill(
         .map(|(_, _, content)| content.len())
         .sum::<usize>()
         + late.control.len();
-    Ok(crate::files::Written {
+    let written = crate::files::Written {
         files: written.files + late.others.len() as u64 + 1,
         bytes: written.bytes + late_bytes as u64,
-    })
+    };
+    Ok((written, counts))
 }
 
 /// Copies a segment into `pg_wal`. Not a link: the server recycles its segments by writing over them.
@@ -483,10 +513,15 @@ fn clear(plan: &Plan, earlier: &Marker) -> Result<()> {
 fn undo(plan: &Plan) -> Vec<String> {
     let kept: Vec<&KeptAside> = plan.kept_aside.iter().chain(&plan.kept_earlier).collect();
     let mut commands = Vec::new();
+    if plan.delta.is_some() {
+        // What was there is overwritten.
+        return commands;
+    }
     for kept in &kept {
         let (from, to) = kept.paths();
         let (from, to) = (shell(from), shell(to));
         match kept {
+            KeptAside::Wal { .. } => {}
             KeptAside::Rename { .. } => {
                 commands.push(format!("mv {from} {from}.abandoned && mv {to} {from}"));
             }
@@ -560,7 +595,11 @@ fn with_way_back(error: Error, plan: &Plan) -> Error {
         .hint_text()
         .map(|text| format!("{text}\n"))
         .unwrap_or_default();
-    hint.push_str("The same command can be run again when the cause is gone: it begins anew.");
+    hint.push_str(if plan.delta.is_some() {
+        "The same command can be run again when the cause is gone: what is right already is not written again."
+    } else {
+        "The same command can be run again when the cause is gone: it begins anew."
+    });
     let undo = undo(plan);
     if !undo.is_empty() {
         hint.push_str(&format!(

@@ -15,8 +15,9 @@ use postgres::{Oid, SystemIdentifier, TimelineId, Timestamp};
 use repository::{Backup, BackupId};
 use serde::{Deserialize, Serialize};
 
-use crate::destination::{DestinationFacts, LocationState, inspect, location_state};
-use crate::unarchived::{PgWal, old_directory};
+use crate::destination::{DestinationFacts, DestinationState, LocationState, inspect, location_state};
+use crate::live::{LiveCluster, live_clusters};
+use crate::unarchived::{PgWal, at_risk, old_directory};
 
 /// What recovery does at a stop: `recovery_target_action`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +95,12 @@ pub struct Request {
     /// The new data directory: an absolute path.
     pub destination: PathBuf,
     pub tablespaces: Vec<TablespaceChoice>,
+    /// Every tablespace that is not named above goes below this folder, by its name.
+    pub tablespaces_into: Option<PathBuf>,
+    /// Replay may create tablespaces at their own paths although servers run on this host.
+    pub create_tablespaces: bool,
+    /// Overwrite an existing data directory where it differs, instead of keeping it aside.
+    pub delta: bool,
     /// The text of `restore_command`, with `%f` and `%p`.
     pub restore_command: String,
     pub purpose: Purpose,
@@ -160,6 +167,10 @@ pub struct Facts {
     pub unarchived: Vec<(TimelineId, u64)>,
     /// Where that directory is: the destination, or where an interrupted restore kept it aside.
     pub old_directory: Option<PathBuf>,
+    /// Names in the old `pg_wal` that would be lost with it; looked for only for a delta restore.
+    pub wal_at_risk: Vec<String>,
+    /// Servers that run on this host, but for one on the destination.
+    pub live_clusters: Vec<LiveCluster>,
     /// Histories that would divert a recovery that follows `latest`.
     pub unreachable_histories: Vec<UnreachableHistory>,
 }
@@ -294,6 +305,15 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
         .flat_map(|range| (range.first..=range.last).map(|number| (range.timeline, number)))
         .filter(|(timeline, number)| !archived.has(*timeline, *number))
         .collect();
+    let wal_at_risk = match &destination.state {
+        DestinationState::DataDirectory { .. } if request.delta && destination.live_pid.is_none() => at_risk(
+            &request.destination,
+            archived.system(),
+            archived.segment_size(),
+            &|timeline, number| archived.has(timeline, number),
+        )?,
+        _ => Vec::new(),
+    };
     let backed_up = backups
         .iter()
         .filter(|backup| backup.system_identifier == archive.system())
@@ -308,6 +328,12 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
         created_tablespaces,
         unarchived,
         old_directory,
+        wal_at_risk,
+        live_clusters: match request.purpose {
+            Purpose::Server => live_clusters(&request.destination),
+            // Its sandbox hides what is production's.
+            Purpose::Copy => Vec::new(),
+        },
         unreachable_histories: archived.unreachable_histories(&backed_up)?,
         request,
     })
@@ -357,7 +383,8 @@ fn check(request: &Request) -> Result<()> {
     }
     let absolute = |path: &std::path::Path| path.is_absolute() && path.parent().is_some();
     let paths = std::iter::once(&request.destination)
-        .chain(request.tablespaces.iter().map(|choice| &choice.location));
+        .chain(request.tablespaces.iter().map(|choice| &choice.location))
+        .chain(&request.tablespaces_into);
     for path in paths {
         let dotted = path
             .components()

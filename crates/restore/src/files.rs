@@ -21,17 +21,17 @@ use repository::{
 };
 
 use crate::large_file::{Gatherer, LargeFile};
-use crate::marker::{JOURNAL_NAME, MARKER_NAME};
+use crate::marker::{DELTA_NAME, JOURNAL_NAME, MARKER_NAME};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::settings::REFERENCE_FOLDER;
 use crate::sync::{give, write_error};
 
 /// A batch of small files ends when it has so many bytes or files.
-const BATCH_BYTES: u64 = 2 << 20;
-const BATCH_FILES: usize = 128;
+pub(crate) const BATCH_BYTES: u64 = 2 << 20;
+pub(crate) const BATCH_FILES: usize = 128;
 /// Leaves (8 MiB of a file each) handed out at once.
-const LEAVES_AT_ONCE: usize = 2;
+pub(crate) const LEAVES_AT_ONCE: usize = 2;
 
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(crate) struct Written {
 }
 
 /// Where an entry of the backup goes.
-enum Place {
+pub(crate) enum Place {
     /// Here.
     At(PathBuf),
     /// Into the reference folder, readable by its owner alone.
@@ -135,7 +135,7 @@ pub(crate) fn write_files(
     }
 }
 
-fn next(receiver: &Mutex<Receiver<Work>>) -> Option<Work> {
+pub(crate) fn next<W>(receiver: &Mutex<Receiver<W>>) -> Option<W> {
     receiver
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -317,11 +317,11 @@ fn write_batch(
 }
 
 /// Tells for which file a block could not be read.
-fn about(error: Error, path: &Path) -> Error {
+pub(crate) fn about(error: Error, path: &Path) -> Error {
     error.context(format!("cannot restore \"{}\"", path.display()))
 }
 
-fn mode_of(plan: &Plan, path: &Path, mode: u32) -> u32 {
+pub(crate) fn mode_of(plan: &Plan, path: &Path, mode: u32) -> u32 {
     // Captured configuration may hold passwords.
     if path.starts_with(plan.destination.join(REFERENCE_FOLDER)) {
         0o600
@@ -331,7 +331,7 @@ fn mode_of(plan: &Plan, path: &Path, mode: u32) -> u32 {
 }
 
 /// Where an entry goes.
-fn place(plan: &Plan, path: &RelativePath, kind: &EntryKind) -> Result<Place> {
+pub(crate) fn place(plan: &Plan, path: &RelativePath, kind: &EntryKind) -> Result<Place> {
     let bytes = path.as_bytes();
     let reference = |name: &[u8]| {
         RelativePath::new(name)
@@ -340,7 +340,7 @@ fn place(plan: &Plan, path: &RelativePath, kind: &EntryKind) -> Result<Place> {
     if let Some(name) = bytes.strip_prefix(b"@config/") {
         return reference(name);
     }
-    let ours = [MARKER_NAME, JOURNAL_NAME, REFERENCE_FOLDER];
+    let ours = [MARKER_NAME, JOURNAL_NAME, DELTA_NAME, REFERENCE_FOLDER];
     let never = [
         "recovery.signal",
         "standby.signal",
@@ -363,28 +363,34 @@ fn place(plan: &Plan, path: &RelativePath, kind: &EntryKind) -> Result<Place> {
     Ok(Place::At(path.under(&plan.destination)))
 }
 
-fn link(plan: &Plan, path: &RelativePath, target: &[u8], at: &Path) -> Result<()> {
+/// Where a link of the backup leads here; `None` for `pg_wal`, which becomes a folder: its old place may be in use.
+pub(crate) fn tablespace_target(plan: &Plan, path: &RelativePath, target: &[u8]) -> Result<Option<PathBuf>> {
     let tablespace = path
         .as_bytes()
         .strip_prefix(b"pg_tblspc/")
         .and_then(|oid| std::str::from_utf8(oid).ok()?.parse::<u32>().ok());
-    let to = match tablespace {
+    match tablespace {
         Some(oid) => {
             let location = plan
                 .tablespaces
                 .iter()
                 .find(|known| known.oid == oid)
                 .and_then(|known| known.location.clone());
-            location.ok_or_else(|| {
+            location.map(Some).ok_or_else(|| {
                 Error::new(
                     "tablespace-unplanned",
                     format!("the backup holds tablespace {oid}, which its record does not name"),
                 )
-            })?
+            })
         }
-        // WAL goes into the data directory: the old place may be in use.
-        None if path.as_bytes() == b"pg_wal" => return make_folder(at, 0o700, plan.owner),
-        None => PathBuf::from(std::ffi::OsStr::from_bytes(target)),
+        None if path.as_bytes() == b"pg_wal" => Ok(None),
+        None => Ok(Some(PathBuf::from(std::ffi::OsStr::from_bytes(target)))),
+    }
+}
+
+fn link(plan: &Plan, path: &RelativePath, target: &[u8], at: &Path) -> Result<()> {
+    let Some(to) = tablespace_target(plan, path, target)? else {
+        return make_folder(at, 0o700, plan.owner);
     };
     match std::os::unix::fs::symlink(&to, at) {
         Ok(()) => give(at, plan.owner),

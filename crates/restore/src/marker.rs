@@ -20,12 +20,18 @@ pub const MARKER_NAME: &str = "pgproof.restored";
 /// marked as restored by a move that never came to pass.
 pub(crate) const JOURNAL_NAME: &str = "pgproof.keeping-aside";
 
+/// While a delta restore overwrites a directory, the same contents stand under this name. A directory that has it
+/// and no `pg_control` is half done; one that has both was not touched yet, or is finished.
+pub(crate) const DELTA_NAME: &str = "pgproof.delta";
+
 /// How far a restore came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// What existed is being moved aside; what is still here may be the old directory's. Only in the journal.
     KeepingAside,
+    /// What is here is being overwritten where it differs from the backup. Only in the journal of a delta restore.
+    Delta,
     /// Files are being written; nothing here is anybody's but ours.
     Writing,
     /// Everything is written and synced; only `pg_control` may still be missing.
@@ -60,6 +66,11 @@ pub fn read_marker(data_directory: &Path) -> Result<Option<Marker>> {
 /// Reads the journal of a move that was interrupted.
 pub(crate) fn read_journal(data_directory: &Path) -> Result<Option<Marker>> {
     read(data_directory, JOURNAL_NAME)
+}
+
+/// Reads the journal of a delta restore.
+pub(crate) fn read_delta(data_directory: &Path) -> Result<Option<Marker>> {
+    read(data_directory, DELTA_NAME)
 }
 
 fn read(data_directory: &Path, name: &str) -> Result<Option<Marker>> {
@@ -97,14 +108,19 @@ pub(crate) fn is_marked(data_directory: &Path) -> bool {
 impl Marker {
     /// Writes it durably, replacing an older one.
     pub(crate) fn write(&self, data_directory: &Path, owner: Option<(u32, u32)>) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::new("marker-write", "cannot encode the marker").caused_by(&error))?;
-        text.push(b'\n');
+        let text = self.text()?;
         let name = if self.phase == Phase::KeepingAside {
             JOURNAL_NAME
         } else {
             MARKER_NAME
         };
         write_durably(&data_directory.join(name), &text, 0o600, owner)
+    }
+
+    pub(crate) fn text(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::new("marker-write", "cannot encode the marker").caused_by(&error))?;
+        text.push(b'\n');
+        Ok(text)
     }
 }

@@ -14,6 +14,7 @@ use postgres::{Lsn, Oid, SystemIdentifier, TimelineId, segment_name};
 use repository::{Backup, BackupId};
 use serde::{Deserialize, Serialize};
 
+use crate::delta::DeltaPlan;
 use crate::destination::{DestinationFacts, DestinationState, LocationState};
 use crate::facts::{Action, Attempt, Configuration, Facts, Purpose};
 use crate::settings;
@@ -39,6 +40,8 @@ pub enum KeptAside {
     /// A tablespace's contents, into a folder within its location; the link of the directory kept aside is
     /// set anew.
     Tablespace { oid: Oid, from: PathBuf, to: PathBuf },
+    /// WAL that no copy has, copied out of a directory that a delta restore overwrites.
+    Wal { from: PathBuf, to: PathBuf },
 }
 
 impl KeptAside {
@@ -47,6 +50,7 @@ impl KeptAside {
         match self {
             KeptAside::Rename { from, to }
             | KeptAside::Contents { from, to }
+            | KeptAside::Wal { from, to }
             | KeptAside::Tablespace { from, to, .. } => (from, to),
         }
     }
@@ -108,6 +112,8 @@ pub struct Plan {
     /// Directories that must exist for that and are made.
     pub directories: Vec<PathBuf>,
     pub kept_aside: Vec<KeptAside>,
+    /// The destination is overwritten where it differs.
+    pub delta: Option<DeltaPlan>,
     /// What an interrupted restore kept aside before: still there, and named again in the marker.
     pub kept_earlier: Vec<KeptAside>,
     pub restore_command: String,
@@ -173,7 +179,12 @@ pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
         .collect();
 
     let stamp = now.strftime("%Y%m%dT%H%M%SZ").to_string();
-    let kept_aside = keep_aside(destination, &stamp);
+    let delta = delta_plan(facts, backup);
+    let kept_aside = match &delta {
+        Some(delta) => save_wal(destination, delta, &stamp),
+        None => keep_aside(destination, &stamp),
+    };
+    refuse_live_tablespaces(facts, delta.as_ref())?;
     refuse_tablespaces(facts, &kept_aside)?;
     let tablespaces = tablespace_plans(facts, backup);
     let (created, directories) = created_tablespaces(facts, trace.tablespaces.clone(), &kept_aside)?;
@@ -207,8 +218,10 @@ pub fn plan(facts: &Facts, now: Timestamp) -> Result<Plan> {
         created_tablespaces: created,
         directories,
         kept_aside,
+        delta,
         kept_earlier: match &destination.state {
             DestinationState::HalfRestored(marker) => marker.kept_aside.clone(),
+            DestinationState::HalfDelta { marker, .. } if request.delta => marker.kept_aside.clone(),
             _ => Vec::new(),
         },
         restore_command: request.restore_command.clone(),
@@ -344,6 +357,37 @@ fn refuse_destination(facts: &Facts, backup: &Backup) -> Result<()> {
             ))
             .hint("Choose another directory with --into, or move this one away yourself."));
         }
+        DestinationState::DataDirectory {
+            system_identifier: None,
+            ..
+        } if facts.request.delta => {
+            return Err(Error::new(
+                "destination-unidentified",
+                format!("nothing says whose data directory \"{path}\" is"),
+            )
+            .detail("Its global/pg_control is missing or cannot be read, so it may be another cluster's.")
+            .hint("Restore without --delta: then what is there is kept aside."));
+        }
+        DestinationState::HalfDelta { marker, .. } | DestinationState::HalfRestored(marker)
+            if facts.request.delta && marker.system_identifier != backup.system_identifier =>
+        {
+            return Err(Error::new(
+                "destination-foreign",
+                format!("\"{path}\" holds an interrupted restore of another cluster"),
+            )
+            .detail(format!(
+                "It is of cluster \"{}\", system identifier {}; the backup's is {}.",
+                marker.cluster, marker.system_identifier, backup.system_identifier
+            ))
+            .hint("Choose another directory with --into, or finish that restore first."));
+        }
+        DestinationState::HalfKeptAside(_) if facts.request.delta => {
+            return Err(Error::new(
+                "destination-half-kept-aside",
+                format!("\"{path}\" was being kept aside by a restore that was interrupted"),
+            )
+            .hint("Run that restore again, without --delta: it finishes what it began."));
+        }
         _ => {}
     }
     let uid = destination.effective_uid;
@@ -359,7 +403,13 @@ fn refuse_destination(facts: &Facts, backup: &Backup) -> Result<()> {
         .hint("Run pgproof as the account that owns the data directory, or as root."));
     }
     let needed = backup.bytes_restored;
-    if destination.free_bytes < needed && facts.tablespaces.is_empty() {
+    // What a delta overwrites takes no more room than it has.
+    let in_place = facts.request.delta
+        && !matches!(
+            destination.state,
+            DestinationState::Missing | DestinationState::Empty
+        );
+    if destination.free_bytes < needed && facts.tablespaces.is_empty() && !in_place {
         return Err(Error::new(
             "destination-too-small",
             format!("there is not enough room for \"{path}\""),
@@ -380,7 +430,8 @@ fn refuse_destination(facts: &Facts, backup: &Backup) -> Result<()> {
 fn keep_aside(destination: &DestinationFacts, stamp: &str) -> Vec<KeptAside> {
     let from = destination.path.clone();
     match &destination.state {
-        DestinationState::DataDirectory { tablespaces, .. } => {
+        DestinationState::DataDirectory { tablespaces, .. }
+        | DestinationState::HalfDelta { tablespaces, .. } => {
             // The data directory first: from then on the old one cannot be started by its old path.
             let mut kept = vec![if destination.mount_point {
                 let to = from.join(format!("pre_pitr_{stamp}"));
@@ -407,6 +458,50 @@ fn keep_aside(destination: &DestinationFacts, stamp: &str) -> Vec<KeptAside> {
     }
 }
 
+/// What a delta does besides writing blocks; `None` where there is nothing to overwrite.
+fn delta_plan(facts: &Facts, backup: &Backup) -> Option<DeltaPlan> {
+    if !facts.request.delta {
+        return None;
+    }
+    let links = match &facts.destination.state {
+        DestinationState::DataDirectory { tablespaces, .. }
+        | DestinationState::HalfDelta { tablespaces, .. } => tablespaces.as_slice(),
+        DestinationState::HalfRestored(_) => &[],
+        _ => return None,
+    };
+    let stays = |oid: Oid| {
+        backup
+            .tablespaces
+            .iter()
+            .any(|known| known.oid == oid && !known.in_place)
+    };
+    Some(DeltaPlan {
+        wal_saved: facts.wal_at_risk.clone(),
+        version_folder: format!(
+            "PG_{}_{}",
+            backup.postgresql_version_num / 10_000,
+            backup.catalog_version
+        ),
+        dropped_tablespaces: links.iter().filter(|(oid, _)| !stays(*oid)).cloned().collect(),
+    })
+}
+
+/// Where WAL goes that no copy has: beside the directory, or into it where it is a mount point.
+fn save_wal(destination: &DestinationFacts, delta: &DeltaPlan, stamp: &str) -> Vec<KeptAside> {
+    if delta.wal_saved.is_empty() {
+        return Vec::new();
+    }
+    let folder = if destination.mount_point {
+        destination.path.join(format!("pre_pitr_{stamp}"))
+    } else {
+        with_suffix(&destination.path, &format!(".pre_pitr_{stamp}"))
+    };
+    vec![KeptAside::Wal {
+        from: destination.path.join("pg_wal"),
+        to: folder.join("pg_wal"),
+    }]
+}
+
 /// Where the segments that no copy has are found once the old directory is kept aside.
 fn carried(facts: &Facts, kept_aside: &[KeptAside], segment_size: u32) -> Vec<PathBuf> {
     let aside = kept_aside.iter().find_map(crate::unarchived::kept_at);
@@ -427,12 +522,41 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// No location is a live server's, whatever else speaks for it.
+fn refuse_live_tablespaces(facts: &Facts, delta: Option<&DeltaPlan>) -> Result<()> {
+    let planned = facts.tablespaces.iter().map(|known| (known.oid, &known.location));
+    let dropped = delta.into_iter().flat_map(|delta| {
+        delta
+            .dropped_tablespaces
+            .iter()
+            .map(|(oid, location)| (*oid, location))
+    });
+    for (oid, location) in planned.chain(dropped) {
+        if let Some(live) = crate::live::user_of(&facts.live_clusters, location) {
+            return Err(Error::new(
+                "tablespace-location-live",
+                format!("tablespace {oid} cannot go to \"{}\"", location.display()),
+            )
+            .detail(format!(
+                "The server on \"{}\" (process {}) uses it.",
+                live.data_directory.display(),
+                live.pid
+            ))
+            .hint(format!(
+                "Choose an empty directory: --tablespace-mapping {oid}=/path/to/an/empty/directory"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn refuse_tablespaces(facts: &Facts, kept_aside: &[KeptAside]) -> Result<()> {
     let moved = |location: &Path| {
         kept_aside
             .iter()
             .any(|kept| matches!(kept, KeptAside::Tablespace { from, .. } if from == location))
             || half_restored(facts, location)
+            || overwritten(facts, location)
     };
     for tablespace in &facts.tablespaces {
         let location = &tablespace.location;
@@ -456,10 +580,25 @@ fn refuse_tablespaces(facts: &Facts, kept_aside: &[KeptAside]) -> Result<()> {
         )
         .detail(format!("{why} Another cluster may be using it."))
         .hint(format!(
-            "Choose an empty directory: --tablespace {name}=/path/to/an/empty/directory"
+            "Choose an empty directory: --tablespace-mapping {name}=/path/to/an/empty/directory"
         )));
     }
     Ok(())
+}
+
+/// Whether a delta restore finds this cluster's own tablespace there.
+fn overwritten(facts: &Facts, location: &Path) -> bool {
+    match &facts.destination.state {
+        DestinationState::DataDirectory { tablespaces, .. } if facts.request.delta => {
+            tablespaces.iter().any(|(_, known)| known == location)
+        }
+        DestinationState::HalfDelta { marker, tablespaces } if facts.request.delta => marker
+            .outside
+            .iter()
+            .chain(tablespaces)
+            .any(|(_, known)| known == location),
+        _ => false,
+    }
 }
 
 /// Whether an interrupted restore into this destination was filling that location.
@@ -499,6 +638,33 @@ fn created_tablespaces(
     if facts.request.purpose == Purpose::Copy {
         return Ok((created, Vec::new()));
     }
+    if let (Some(first), Some(live)) = (facts.created_tablespaces.first(), facts.live_clusters.first())
+        && !facts.request.create_tablespaces
+    {
+        let paths: Vec<String> = facts
+            .created_tablespaces
+            .iter()
+            .map(|known| format!("\"{}\"", known.location.display()))
+            .collect();
+        let at = created
+            .iter()
+            .find(|known| known.oid == first.oid)
+            .map_or(Lsn(0), |known| known.at);
+        return Err(Error::new(
+            "tablespace-created-live",
+            format!("the WAL to be replayed creates tablespaces at {}", paths.join(", ")),
+        )
+        .detail(format!(
+            "No setting changes these paths, and a server runs on this host (\"{}\", process {}), which may use \
+             them.",
+            live.data_directory.display(),
+            live.pid
+        ))
+        .hint(format!(
+            "Restore on another host, or to a point before {at} (`--to {at}`); or, if nobody else uses these \
+             paths, add --allow-created-tablespaces."
+        )));
+    }
     let mut directories = Vec::new();
     for tablespace in &facts.created_tablespaces {
         let location = &tablespace.location;
@@ -511,7 +677,7 @@ fn created_tablespaces(
                 continue;
             }
             LocationState::Empty => continue,
-            LocationState::Occupied(_) if moved => continue,
+            LocationState::Occupied(_) if moved || overwritten(facts, location) => continue,
             LocationState::Occupied(names) => format!("That directory holds: {}.", names.join(", ")),
             LocationState::NotADirectory => "That is not a directory.".to_owned(),
         };

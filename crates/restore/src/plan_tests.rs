@@ -132,6 +132,9 @@ fn request(target: Target) -> Request {
         backup: None,
         destination: "/nonexistent/pgproof/data".into(),
         tablespaces: Vec::new(),
+        tablespaces_into: None,
+        create_tablespaces: false,
+        delta: false,
         restore_command:
             "'/usr/bin/pgproof' --config '/etc/pgproof/pgproof.toml' wal get --cluster main %f %p".into(),
         purpose: Purpose::Server,
@@ -160,6 +163,7 @@ fn facts(request: Request, backups: &[Backup], archive: &Archive) -> Facts {
         free_bytes: 1 << 40,
         effective_uid: 999,
     };
+    facts.live_clusters.clear();
     facts
 }
 
@@ -404,12 +408,81 @@ fn replay_that_would_create_a_tablespace_in_use_is_refused_but_a_copy_leaves_it_
         made.to_string()
             .contains("creates tablespace 16500 at /nonexistent/slow (0/4000800)")
     );
+    facts.live_clusters = vec![live("/nonexistent/live", &[])];
+    assert_eq!(refusal(&facts).code(), "tablespace-created-live");
+    facts.request.create_tablespaces = true;
+    assert_eq!(
+        plan(&facts, now()).unwrap().directories,
+        [PathBuf::from("/nonexistent/slow")]
+    );
     facts.created_tablespaces[0].state = LocationState::Occupied(vec!["PG_15_202209061".into()]);
     let error = refusal(&facts);
     assert_eq!(error.code(), "tablespace-created-in-use");
     assert!(error.hint_text().unwrap().contains("`--to 0/4000800`"));
     facts.request.purpose = Purpose::Copy;
     assert!(plan(&facts, now()).unwrap().directories.is_empty());
+}
+
+fn live(data_directory: &str, tablespaces: &[(u32, &str)]) -> crate::live::LiveCluster {
+    crate::live::LiveCluster {
+        pid: 4711,
+        data_directory: data_directory.into(),
+        tablespaces: tablespaces
+            .iter()
+            .map(|(oid, path)| (*oid, PathBuf::from(path)))
+            .collect(),
+    }
+}
+
+#[test]
+fn a_tablespace_never_goes_where_a_live_server_has_one() {
+    let mut facts = planned(Target::Latest);
+    let location = facts.tablespaces[0].location.clone();
+    facts.live_clusters = vec![live("/nonexistent/live", &[(20000, "/nonexistent/elsewhere")])];
+    plan(&facts, now()).unwrap();
+    facts.live_clusters[0].tablespaces[0].1 = location;
+    let error = refusal(&facts);
+    assert_eq!(error.code(), "tablespace-location-live");
+    assert!(error.detail_text().unwrap().contains("process 4711"));
+}
+
+#[test]
+fn a_delta_keeps_wal_that_no_copy_has_and_drops_tablespaces_that_the_backup_does_not_know() {
+    let mut facts = planned(Target::Latest);
+    facts.request.delta = true;
+    assert_eq!(
+        plan(&facts, now()).unwrap().delta,
+        None,
+        "nothing is there to overwrite"
+    );
+    let location = facts.tablespaces[0].location.clone();
+    facts.tablespaces[0].state = LocationState::Occupied(vec!["PG_15_202209061".into()]);
+    facts.destination.state = DestinationState::DataDirectory {
+        system_identifier: Some(SystemIdentifier(SYSTEM)),
+        tablespaces: vec![(16390, location), (16999, "/nonexistent/newer".into())],
+    };
+    facts.wal_at_risk = vec!["000000010000000000000009".into()];
+    let made = plan(&facts, now()).unwrap();
+    let delta = made.delta.clone().unwrap();
+    assert_eq!(
+        delta.dropped_tablespaces,
+        [(16999, PathBuf::from("/nonexistent/newer"))]
+    );
+    assert_eq!(delta.version_folder, "PG_15_202209061");
+    let to = "/nonexistent/pgproof/data.pre_pitr_20260815T150000Z/pg_wal";
+    assert_eq!(
+        made.kept_aside,
+        [KeptAside::Wal {
+            from: "/nonexistent/pgproof/data/pg_wal".into(),
+            to: to.into()
+        }]
+    );
+    assert!(made.to_string().contains("OVERWRITTEN"));
+    facts.destination.state = DestinationState::DataDirectory {
+        system_identifier: None,
+        tablespaces: Vec::new(),
+    };
+    assert_eq!(refusal(&facts).code(), "destination-unidentified");
 }
 
 #[test]

@@ -96,10 +96,31 @@ impl fmt::Display for Plan {
             DestinationState::HalfRestored(_) => {
                 writeln!(f, "  destination  holds an interrupted restore, which is removed")?;
             }
+            DestinationState::HalfDelta { .. } if self.delta.is_some() => {
+                writeln!(
+                    f,
+                    "  destination  holds an interrupted delta restore, which is gone on with"
+                )?;
+            }
             DestinationState::HalfKeptAside(_) => {
                 writeln!(f, "  destination  was being kept aside, which is finished")?
             }
             _ => {}
+        }
+        if let Some(delta) = &self.delta {
+            writeln!(
+                f,
+                "  DELTA        {} is OVERWRITTEN where it differs, and what does not belong is REMOVED",
+                self.destination.display()
+            )?;
+            for (oid, location) in &delta.dropped_tablespaces {
+                let folder = location.join(&delta.version_folder);
+                writeln!(
+                    f,
+                    "  removed      tablespace {oid}, not in the backup: {}",
+                    folder.display()
+                )?;
+            }
         }
         for kept in &self.kept_aside {
             let (from, to) = kept.paths();
@@ -107,6 +128,7 @@ impl fmt::Display for Plan {
                 KeptAside::Rename { .. } => "renamed",
                 KeptAside::Contents { .. } => "a mount point, its contents moved",
                 KeptAside::Tablespace { .. } => "a tablespace, its contents moved",
+                KeptAside::Wal { .. } => "WAL that no copy has, copied",
             };
             writeln!(f, "  kept aside   {} -> {} ({how})", from.display(), to.display())?;
         }

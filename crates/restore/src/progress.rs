@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum Step {
     /// The existing directory is kept aside.
     KeepAside,
+    /// What is there is compared, and what does not belong is removed: a delta restore.
+    Compare,
     /// Files are written.
     Write,
     /// Everything is brought to disk.

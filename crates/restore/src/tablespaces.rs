@@ -38,8 +38,11 @@ pub(crate) fn locations(
                 unused.retain(|name| *name != choice.tablespace);
                 choice.location.clone()
             }
-            None => replaced(destination, tablespace.oid)
-                .unwrap_or_else(|| beside(&request.destination, tablespace.oid)),
+            None => match &request.tablespaces_into {
+                Some(folder) => folder.join(folder_name(tablespace)),
+                None => replaced(destination, tablespace.oid)
+                    .unwrap_or_else(|| beside(&request.destination, tablespace.oid)),
+            },
         };
         locations.push((tablespace.oid, location));
     }
@@ -82,11 +85,27 @@ fn names(choice: &str, tablespace: &BackupTablespace) -> bool {
     choice == tablespace.name || choice == tablespace.location || choice == tablespace.oid.to_string()
 }
 
+/// A tablespace's folder below `tablespaces_into`: its name where that is a file's, else its OID.
+fn folder_name(tablespace: &BackupTablespace) -> String {
+    let plain = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
+    if !tablespace.name.is_empty() && tablespace.name.chars().all(plain) && tablespace.name.len() <= 63 {
+        tablespace.name.clone()
+    } else {
+        tablespace.oid.to_string()
+    }
+}
+
 /// Where the directory that is being replaced has it.
 fn replaced(destination: &DestinationFacts, oid: Oid) -> Option<PathBuf> {
     match &destination.state {
         DestinationState::DataDirectory { tablespaces, .. } => tablespaces
             .iter()
+            .find(|(known, _)| *known == oid)
+            .map(|(_, location)| location.clone()),
+        DestinationState::HalfDelta { marker, tablespaces } => marker
+            .outside
+            .iter()
+            .chain(tablespaces)
             .find(|(known, _)| *known == oid)
             .map(|(_, location)| location.clone()),
         // The directory that was kept aside by the interrupted restore had it there.

@@ -35,6 +35,7 @@ pub(crate) fn old_directory(destination: &Path, state: &DestinationState) -> Opt
         DestinationState::HalfRestored(marker) | DestinationState::HalfKeptAside(marker) => {
             marker.kept_aside.iter().find_map(kept_at)
         }
+        DestinationState::HalfDelta { marker, .. } => marker.kept_aside.iter().find_map(kept_at),
         _ => None,
     }
 }
@@ -43,8 +44,47 @@ pub(crate) fn old_directory(destination: &Path, state: &DestinationState) -> Opt
 pub(crate) fn kept_at(kept: &KeptAside) -> Option<PathBuf> {
     match kept {
         KeptAside::Rename { to, .. } | KeptAside::Contents { to, .. } => Some(to.clone()),
+        // Its folder `pg_wal` alone.
+        KeptAside::Wal { to, .. } => to.parent().map(Path::to_owned),
         KeptAside::Tablespace { .. } => None,
     }
+}
+
+/// Names in `pg_wal` that would be lost with it: segments of this system that `archived` does not have, or that
+/// the server has not handed over yet; partial segments; histories. Error: `pg-wal-read`.
+pub(crate) fn at_risk(
+    data_directory: &Path,
+    system: SystemIdentifier,
+    segment_size: u32,
+    archived: &dyn Fn(TimelineId, u64) -> bool,
+) -> Result<Vec<String>> {
+    let Some(pg_wal) = PgWal::open(data_directory, system, segment_size)? else {
+        return Ok(Vec::new());
+    };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&pg_wal.folder).map_err(|error| cannot_read(&pg_wal.folder, &error))? {
+        let entry = entry.map_err(|error| cannot_read(&pg_wal.folder, &error))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let lost = match WalFile::parse(&name, segment_size) {
+            Some(WalFile::Segment { timeline, number }) => {
+                let ready = pg_wal.folder.join(format!("archive_status/{name}.ready"));
+                let ours = pg_wal
+                    .segments
+                    .get(&timeline)
+                    .is_some_and(|numbers| numbers.contains(&number));
+                ours && (!archived(timeline, number) || ready.exists())
+            }
+            Some(WalFile::Partial { .. } | WalFile::History { .. }) => true,
+            _ => false,
+        };
+        if lost {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 impl PgWal {

@@ -35,6 +35,7 @@ impl restore::Progress for Shown {
     fn step(&self, step: Step, bytes_total: u64, _files_total: u64) {
         let stage = match step {
             Step::KeepAside => "keeping the old directory aside",
+            Step::Compare => "comparing with the backup",
             Step::Write => "writing files",
             Step::Sync => "bringing everything to disk",
             Step::Finish => "putting pg_control in place",
@@ -101,6 +102,9 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         backup: named,
         destination,
         tablespaces,
+        tablespaces_into: arguments.tablespaces_into.as_deref().map(absolute).transpose()?,
+        create_tablespaces: arguments.allow_created_tablespaces,
+        delta: arguments.delta,
         restore_command: settings::restore_command(&context.program()?, &configuration.path, &cluster.name)?,
         purpose: Purpose::Server,
         configuration: Configuration::Restored,
@@ -112,13 +116,24 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
     if !context.json {
         output::line(plan.to_string().trim_end());
     }
+    let copy = copy_with(&copies, &backups, plan.backup)?;
+    let threads = arguments.threads.unwrap_or_else(cores);
     if arguments.dry_run {
+        let counts = plan
+            .delta
+            .is_some()
+            .then(|| restore::survey(&plan, &copy.cluster, threads, &restore::NoProgress))
+            .transpose()?;
         if context.json {
-            output::json(&json!({ "plan": plan, "result": null }));
+            output::json(&json!({ "plan": plan, "result": null, "delta": counts }));
+        } else if let Some(counts) = &counts {
+            output::line(counted(counts, "would be"));
         }
         return Ok(exit::DONE);
     }
-    let copy = copy_with(&copies, &backups, plan.backup)?;
+    if plan.delta.is_some() {
+        confirm(arguments.confirm.as_deref(), &plan)?;
+    }
     // From here on `expire` keeps the backup, and the WAL behind it.
     let planned = backups.iter().find(|backup| backup.backup == plan.backup);
     let leases = lease::take(copy, planned, "restore")?;
@@ -129,7 +144,7 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         total: AtomicU64::new(0),
     };
     let options = ExecuteOptions {
-        threads: arguments.threads.unwrap_or_else(cores),
+        threads,
         progress: &shown,
     };
     let result = restore::execute(&plan, &copy.cluster, &options)?;
@@ -139,9 +154,65 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
     if context.json {
         output::json(&json!({ "plan": plan, "result": result }));
     } else {
+        if let Some(counts) = &result.delta {
+            output::line(counted(counts, "were"));
+        }
         next(context, &plan, owner);
     }
     Ok(exit::DONE)
+}
+
+/// What a delta compared, wrote and removed, in words.
+fn counted(counts: &restore::DeltaCounts, were: &str) -> String {
+    format!(
+        "Of {} files with {} bytes, {} bytes were compared; {} bytes in {} blocks {were} written ({} files made), \
+         {} names {were} removed.",
+        counts.files,
+        counts.bytes,
+        counts.bytes_compared,
+        counts.bytes_written,
+        counts.blocks_written,
+        counts.files_made,
+        counts.removed
+    )
+}
+
+/// A delta destroys what is there: somebody types the cluster's name, on the command line or on a terminal.
+fn confirm(given: Option<&str>, plan: &Plan) -> Result<()> {
+    use std::io::{BufRead, IsTerminal};
+    let name = &plan.cluster;
+    let directory = plan.destination.display();
+    let typed = match given {
+        Some(typed) => typed.to_owned(),
+        None if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() => {
+            output::question(&format!(
+                "What {directory} holds is overwritten and cannot be brought back. Type the cluster's name to go on: "
+            ));
+            let mut line = String::new();
+            std::io::stdin()
+                .lock()
+                .read_line(&mut line)
+                .map_err(|error| Error::io("confirmation-read", "cannot read the answer", &error))?;
+            line.trim().to_owned()
+        }
+        None => {
+            return Err(Error::usage(
+                "confirmation-missing",
+                format!("--delta overwrites \"{directory}\" and was not confirmed"),
+            )
+            .hint(format!(
+                "Add `--confirm {name}`; or leave --delta out: then what is there is kept aside."
+            )));
+        }
+    };
+    if typed == *name {
+        return Ok(());
+    }
+    Err(Error::usage(
+        "confirmation-wrong",
+        format!("{typed:?} is not the name of the cluster; nothing was touched"),
+    )
+    .hint(format!("Confirm with `--confirm {name}`.")))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
