@@ -336,7 +336,7 @@ pub struct Find {
     /// Only this table: NAME, SCHEMA.NAME or DATABASE.SCHEMA.NAME
     #[arg(long, value_name = "NAME")]
     pub table: Option<String>,
-    /// Only these events [default: all]
+    /// Only these events: drop, truncate, delete, update, rewrite, drop-database [default: all but rewrites of unnamed tables]
     #[arg(long, value_name = "EVENT", value_delimiter = ',')]
     pub event: Vec<String>,
     /// What happened around this time (five minutes before and after)
@@ -348,7 +348,7 @@ pub struct Find {
     /// Not after this time
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// A delete counts when it removed at least this share of the table
+    /// A delete or an update counts when it removed or changed at least this share of the table
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     pub minimum_share: f64,
     /// ... and at least this many rows

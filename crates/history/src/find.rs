@@ -1,5 +1,5 @@
-//! What happened to a table: dropped, truncated, emptied by DELETE, rewritten; and databases that were
-//! dropped.
+//! What happened to a table: dropped, truncated, emptied by DELETE, overwritten by UPDATE, rewritten; schemas
+//! and databases that were dropped.
 //!
 //! WAL knows files, not tables. Catalog snapshots (one with each backup) give files their names, and from one
 //! snapshot to the next this module follows each table's file itself: a transaction that removes a table's
@@ -32,7 +32,11 @@ pub enum TableEvent {
     /// TRUNCATE.
     Truncate,
     /// DELETE of much of the table.
+    #[serde(alias = "emptied")]
     Delete,
+    /// UPDATE of much of the table.
+    #[serde(alias = "updated")]
+    Update,
     /// VACUUM FULL, CLUSTER, ALTER TABLE: the rows were written anew.
     Rewrite,
     /// DROP DATABASE.
@@ -51,7 +55,7 @@ pub enum Certainty {
     Unclear,
 }
 
-/// From when on a DELETE has emptied a table.
+/// From when on a DELETE has emptied, or an UPDATE overwritten, a table.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
     /// At least so many rows.
@@ -80,7 +84,7 @@ pub struct FindQuery {
     pub from: Option<Timestamp>,
     /// Committed at or before.
     pub to: Option<Timestamp>,
-    /// For DELETE.
+    /// For DELETE and UPDATE.
     pub thresholds: Thresholds,
 }
 
@@ -95,15 +99,21 @@ pub struct FoundEvent {
     /// The start of the record that made it happen.
     pub commit_lsn: Lsn,
     pub committed_at: Timestamp,
-    /// Rows lost: of a DELETE counted in the WAL, else the planner's estimate in the last catalog snapshot.
+    /// Rows lost or changed: of a DELETE or an UPDATE counted in the WAL, else the planner's estimate in the last catalog snapshot.
     pub rows: Option<u64>,
     /// `pgproof restore --to` this LSN recovers to just before the event.
     pub target_before: Lsn,
     pub certainty: Certainty,
     /// What else it may have been, or where the figures come from.
     pub note: Option<String>,
-    /// The file that was removed, or from which rows were deleted.
+    /// The file that was removed, or whose rows were deleted or updated.
     pub relation: Option<RelationLocator>,
+    /// Other tables to which the same happened in the same transaction, as `schema.table`.
+    #[serde(default)]
+    pub with: Vec<String>,
+    /// The transaction dropped every table that was known of this schema: DROP SCHEMA ... CASCADE looks like this.
+    #[serde(default)]
+    pub schema_gone: Option<String>,
 }
 
 /// What a catalog snapshot knows of a file that holds a table's rows.
@@ -125,12 +135,16 @@ impl Table {
     }
 }
 
+/// A table, what happened to it, how sure that is, what else it may have been, and the file that it had.
+type Happened = (Table, TableEvent, Certainty, Option<String>, RelationLocator);
+
 /// A transaction that has not ended yet.
 #[derive(Debug, Default)]
 struct Open {
     created: Vec<RelationLocator>,
     truncated: Vec<Oid>,
     deleted: HashMap<RelationLocator, u64>,
+    updated: HashMap<RelationLocator, u64>,
     /// Blocks written to files that it created: all, and those that are page images.
     written: HashMap<RelationLocator, (u64, u64)>,
 }
@@ -232,6 +246,10 @@ impl Search<'_> {
             if rows.deletes > 0 {
                 let open = self.open.entry(rows.xid).or_default();
                 *open.deleted.entry(rows.locator).or_default() += u64::from(rows.deletes);
+            }
+            if rows.updates > 0 {
+                let open = self.open.entry(rows.xid).or_default();
+                *open.updated.entry(rows.locator).or_default() += u64::from(rows.updates);
             }
         }
         let mut transactions = index
@@ -339,6 +357,8 @@ impl Search<'_> {
             certainty,
             note,
             relation: None,
+            with: Vec::new(),
+            schema_gone: None,
         });
         self.intents
             .retain(|(intent, lsn)| *intent != Some(database) && (intent.is_some() || *lsn > event.lsn));
@@ -356,6 +376,9 @@ impl Search<'_> {
             for (locator, rows) in part.deleted {
                 *all.deleted.entry(locator).or_default() += rows;
             }
+            for (locator, rows) in part.updated {
+                *all.updated.entry(locator).or_default() += rows;
+            }
             all.written.extend(part.written);
         }
         for locator in &all.created {
@@ -365,15 +388,19 @@ impl Search<'_> {
             return;
         }
         self.files_removed(end, dropped, &all);
-        let deleted: Vec<_> = all
-            .deleted
-            .iter()
-            .map(|(locator, rows)| (*locator, *rows))
-            .collect();
-        for (locator, rows) in deleted {
-            if !dropped.contains(&locator) {
-                self.deleted(end, locator, rows);
+        for (kind, rows) in [
+            (TableEvent::Delete, &all.deleted),
+            (TableEvent::Update, &all.updated),
+        ] {
+            let mut rows: Vec<_> = rows.iter().map(|(locator, rows)| (*locator, *rows)).collect();
+            rows.sort_unstable();
+            let first = self.found.len();
+            for (locator, rows) in rows {
+                if !dropped.contains(&locator) {
+                    self.rows_changed(end, kind, locator, rows);
+                }
             }
+            self.together(first);
         }
     }
 
@@ -401,6 +428,7 @@ impl Search<'_> {
         let single = known.len() == 1;
         let in_order: Vec<RelationLocator> = dropped.iter().rev().copied().collect();
         let paired = in_order.len() == open.created.len();
+        let mut happened = Vec::new();
         for locator in in_order.iter().copied() {
             let new = if paired { made.next().copied() } else { None };
             if !known.contains(&locator) {
@@ -430,7 +458,7 @@ impl Search<'_> {
                 self.truncated_or_rewritten(open, new)
             };
             let (kind, certainty, note) = event;
-            self.push_table(end, &table, kind, table.rows, certainty, note, locator);
+            happened.push((table.clone(), kind, certainty, note, locator));
             if let Some(new) = new.filter(|_| made_any) {
                 if kind == TableEvent::Truncate {
                     table.rows = None;
@@ -438,6 +466,46 @@ impl Search<'_> {
                 self.others.remove(&new);
                 self.tables.insert(new, table);
             }
+        }
+        self.push_together(end, &happened);
+    }
+
+    /// Reports what one transaction did to files; each event names the tables that shared its fate.
+    fn push_together(&mut self, end: &TransactionEnd, happened: &[Happened]) {
+        for (table, kind, certainty, note, locator) in happened {
+            let with: Vec<String> = happened
+                .iter()
+                .filter(|(other, same, ..)| {
+                    same == kind && (other.database, other.oid) != (table.database, table.oid)
+                })
+                .map(|(other, ..)| other.full_name())
+                .collect();
+            let left = |known: &Table| known.database == table.database && known.schema == table.schema;
+            let schema_gone =
+                (*kind == TableEvent::Drop && !self.tables.values().any(left)).then(|| table.schema.clone());
+            let before = self.found.len();
+            self.push_table(end, table, *kind, table.rows, *certainty, note.clone(), *locator);
+            if let Some(event) = self.found.get_mut(before) {
+                event.with = with;
+                event.schema_gone = schema_gone;
+            }
+        }
+    }
+
+    /// Events from this one on are of one statement or transaction: each names the others.
+    fn together(&mut self, first: usize) {
+        let names: Vec<String> = self
+            .found
+            .iter()
+            .skip(first)
+            .map(|event| event.table.clone())
+            .collect();
+        for event in self.found.iter_mut().skip(first) {
+            event.with = names
+                .iter()
+                .filter(|name| **name != event.table)
+                .cloned()
+                .collect();
         }
     }
 
@@ -494,10 +562,12 @@ impl Search<'_> {
                     .into(),
             ),
             relation: Some(locator),
+            with: Vec::new(),
+            schema_gone: None,
         });
     }
 
-    fn deleted(&mut self, end: &TransactionEnd, locator: RelationLocator, rows: u64) {
+    fn rows_changed(&mut self, end: &TransactionEnd, kind: TableEvent, locator: RelationLocator, rows: u64) {
         let Some(table) = self.tables.get(&locator) else {
             return;
         };
@@ -517,18 +587,10 @@ impl Search<'_> {
             ),
         };
         let mut table = table.clone();
-        if let Some(all) = table.rows.as_mut() {
+        if let (Some(all), TableEvent::Delete) = (table.rows.as_mut(), kind) {
             *all = all.saturating_sub(rows);
         }
-        self.push_table(
-            end,
-            &table,
-            TableEvent::Delete,
-            Some(rows),
-            certainty,
-            Some(note),
-            locator,
-        );
+        self.push_table(end, &table, kind, Some(rows), certainty, Some(note), locator);
         self.tables.insert(locator, table);
     }
 
@@ -561,6 +623,8 @@ impl Search<'_> {
             certainty,
             note,
             relation: Some(locator),
+            with: Vec::new(),
+            schema_gone: None,
         });
     }
 

@@ -76,6 +76,51 @@ fn orders() -> FindQuery {
     }
 }
 
+fn rows(relation: u32, xid: u32, updates: u32, deletes: u32) -> RowChanges {
+    RowChanges {
+        xid: Xid(xid),
+        locator: file(relation),
+        inserts: 0,
+        updates,
+        deletes,
+    }
+}
+
+#[test]
+fn an_update_of_most_rows_is_an_event_and_one_of_few_is_not() {
+    let mut index = segment(1, 3);
+    index.row_changes = vec![rows(200, 740, 24_999, 0), rows(200, 741, 25_000, 0)];
+    index.transactions = vec![commit(0x300_1000, 740, 10), commit(0x300_2000, 741, 11)];
+    let found = search(index, &orders());
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(
+        (found[0].event, found[0].rows),
+        (TableEvent::Update, Some(25_000))
+    );
+    assert_eq!(found[0].target_before, Lsn(0x300_2000));
+}
+
+#[test]
+fn tables_that_went_in_one_transaction_name_each_other_and_their_schema() {
+    let mut index = segment(1, 3);
+    index.events = vec![event(0x300_1000, 740, dropped(&[202, 201, 200]))];
+    index.transactions = vec![commit(0x300_1000, 740, 10)];
+    let found = search(index, &FindQuery::default());
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert_eq!(found[0].with, ["public.items"]);
+    assert_eq!(found[1].with, ["public.orders"]);
+    assert_eq!(found[0].schema_gone.as_deref(), Some("public"));
+    // One of them alone leaves the schema.
+    let mut index = segment(1, 3);
+    index.events = vec![event(0x300_1000, 740, dropped(&[201, 200]))];
+    index.transactions = vec![commit(0x300_1000, 740, 10)];
+    let found = search(index, &FindQuery::default());
+    assert_eq!(
+        (found.len(), found[0].schema_gone.as_deref(), found[0].with.len()),
+        (1, None, 0)
+    );
+}
+
 #[test]
 fn a_drop_makes_no_new_file_and_its_point_is_the_start_of_the_commit() {
     let mut index = segment(1, 3);

@@ -19,7 +19,9 @@ use crate::{exit, output, times};
 
 /// How far `--at` looks to both sides.
 const AROUND: SignedDuration = SignedDuration::from_mins(5);
-const EVENTS: [&str; 5] = ["drop", "truncate", "delete", "rewrite", "drop-database"];
+const EVENTS: [&str; 6] = ["drop", "truncate", "delete", "update", "rewrite", "drop-database"];
+/// Tables of one transaction that are named in one line.
+const NAMES_TOLD: usize = 20;
 
 pub fn run(context: &Context, arguments: &cli::Find) -> Result<u8> {
     let query = query(arguments, context.now())?;
@@ -185,7 +187,13 @@ fn show(context: &Context, cluster: &str, events: &[FoundEvent], notes: &[String
         output::json(&json!({ "events": events, "notes": notes }));
         return;
     }
+    let mut told: Option<(postgres::Xid, Lsn, history::TableEvent)> = None;
     for event in events {
+        // Tables that went together are told together, by the first of them.
+        let key = (event.xid, event.commit_lsn, event.event);
+        if told.replace(key) == Some(key) && !event.with.is_empty() {
+            continue;
+        }
         let kind = serde_json::to_value(event.event).unwrap_or_default();
         let rows = event.rows.map_or("an unknown number of rows".to_owned(), |rows| {
             format!("{rows} rows")
@@ -198,6 +206,21 @@ fn show(context: &Context, cluster: &str, events: &[FoundEvent], notes: &[String
             event.table,
             event.xid
         ));
+        if !event.with.is_empty() {
+            let named = event.with.iter().take(NAMES_TOLD).cloned().collect::<Vec<_>>();
+            let more = event.with.len().saturating_sub(named.len());
+            let more = if more > 0 {
+                format!(", and {more} more")
+            } else {
+                String::new()
+            };
+            output::line(format!("    with it: {}{more}", named.join(", ")));
+        }
+        if let Some(schema) = &event.schema_gone {
+            output::line(format!(
+                "    no table of schema {schema} is left: DROP SCHEMA {schema} CASCADE looks like this"
+            ));
+        }
         if let Some(note) = &event.note {
             output::line(format!("    note: {note}"));
         }

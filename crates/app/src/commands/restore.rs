@@ -185,7 +185,7 @@ fn confirm(given: Option<&str>, plan: &Plan) -> Result<()> {
     let typed = match given {
         Some(typed) => typed.to_owned(),
         None if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() => {
-            output::question(&format!(
+            output::question(format!(
                 "What {directory} holds is overwritten and cannot be brought back. Type the cluster's name to go on: "
             ));
             let mut line = String::new();
