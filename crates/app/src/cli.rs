@@ -364,8 +364,9 @@ pub struct Restore {
     pub of: OfCluster,
     #[command(flatten)]
     pub target: RestoreTarget,
-    /// The timeline to recover along [default: the newest that the archive proves]
-    #[arg(long, value_name = "N")]
+    /// The timeline to recover along: its number; `current`, the newest backup's; or `latest`, the newest one that a known
+    /// server wrote [default: current]
+    #[arg(long, value_name = "N|latest|current")]
     pub timeline: Option<String>,
     /// Restore from this backup instead of the best one
     #[arg(long, value_name = "BACKUP")]

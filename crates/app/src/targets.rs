@@ -51,13 +51,29 @@ pub fn chosen(arguments: &RestoreTarget, now: Timestamp) -> Result<Target> {
     }
 }
 
-/// A timeline's number, in decimal as `pgproof list` prints it.
-pub fn timeline(text: &str) -> Result<TimelineId> {
+/// Which timeline a recovery follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timeline {
+    Number(TimelineId),
+    /// The newest one that a known server wrote.
+    Latest,
+    /// That of the newest backup.
+    Current,
+}
+
+/// `latest`, `current`, or a number in decimal as `pgproof list` prints it.
+pub fn timeline(text: &str) -> Result<Timeline> {
+    match text {
+        "latest" => return Ok(Timeline::Latest),
+        "current" => return Ok(Timeline::Current),
+        _ => {}
+    }
     match text.parse::<u32>() {
-        Ok(number) if number > 0 => Ok(TimelineId(number)),
+        Ok(number) if number > 0 => Ok(Timeline::Number(TimelineId(number))),
         _ => Err(
             Error::usage("timeline-syntax", format!("{text:?} is no timeline")).hint(
-                "A timeline is a number from 1; leave it out for the one that the newest backup is on.",
+                "A timeline is a number from 1, `latest`, or `current`; leave it out for the one that the newest \
+                 backup is on.",
             ),
         ),
     }

@@ -86,10 +86,13 @@ fn every_accident_is_found_and_its_target_brings_every_row_back() {
         .expect("a table");
     world.json(&["backup"]);
     // None of these is an accident: too few rows, too small a share, undone.
-    world
-        .session()
-        .execute("delete from public.few; update public.orders set v = v || '!' where id <= 4000; begin; delete from public.orders; rollback")
-        .expect("ordinary work");
+    for statement in [
+        "delete from public.few",
+        "update public.orders set v = v || '!' where id <= 4000",
+        "begin; delete from public.orders; rollback",
+    ] {
+        world.session().execute(statement).expect("ordinary work");
+    }
     // Each accident's own point is compared with what stood there before it.
     let mut before = Vec::new();
     for accident in &ACCIDENTS {

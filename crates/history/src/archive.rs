@@ -452,23 +452,27 @@ impl Archive {
                 ends.insert(timeline, index.map_or(begin, |index| index.end));
             }
         }
-        Ok(self.timelines.unreachable(&ends, |timeline| {
-            // Whoever descends from a timeline vouches for it.
-            let vouched = |set: &BTreeSet<TimelineId>| {
-                set.contains(&timeline)
-                    || self.timelines.all().any(|known| {
-                        set.contains(&known.history.timeline)
-                            && known.history.switch_out_of(timeline).is_some()
-                    })
-            };
-            if vouched(backed_up) {
-                Standing::BackedUp
-            } else if vouched(&self.claimed) && !self.runs(timeline).is_empty() {
-                Standing::Claimed
-            } else {
-                Standing::Unknown
-            }
-        }))
+        Ok(self
+            .timelines
+            .unreachable(&ends, |timeline| self.standing(timeline, backed_up)))
+    }
+
+    /// What is known of who wrote a timeline. `backed_up`: timelines of backups.
+    pub fn standing(&self, timeline: TimelineId, backed_up: &BTreeSet<TimelineId>) -> Standing {
+        // Whoever descends from a timeline vouches for it.
+        let vouched = |set: &BTreeSet<TimelineId>| {
+            set.contains(&timeline)
+                || self.timelines.all().any(|known| {
+                    set.contains(&known.history.timeline) && known.history.switch_out_of(timeline).is_some()
+                })
+        };
+        if vouched(backed_up) {
+            Standing::BackedUp
+        } else if vouched(&self.claimed) && !self.runs(timeline).is_empty() {
+            Standing::Claimed
+        } else {
+            Standing::Unknown
+        }
     }
 
     /// Reads one segment's index on the way, its seam resolved if that is possible.

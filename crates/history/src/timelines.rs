@@ -272,6 +272,21 @@ impl Timelines {
         }
     }
 
+    /// Why WAL that is archived under the number of this history's timeline is another timeline's: the archive knows
+    /// that number, and by other steps only.
+    pub fn contradiction(&self, own: &TimelineHistory) -> Option<String> {
+        let known = self.histories.get(&own.timeline)?;
+        if known.is_empty() || known.iter().any(|known| same_steps(&known.history, own)) {
+            return None;
+        }
+        let described: Vec<String> = known.iter().map(describe).collect();
+        Some(format!(
+            "its timeline {} is not the one that is archived under this number ({})",
+            own.timeline,
+            described.join("; ")
+        ))
+    }
+
     /// Timelines that descend from `timeline` and leave it at or behind `lsn`, nearest first.
     pub fn descendants(&self, timeline: TimelineId, lsn: Lsn) -> Vec<(TimelineId, Lsn)> {
         let mut found: Vec<(TimelineId, Lsn)> = self

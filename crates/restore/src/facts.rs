@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use diagnostic::{Error, Result};
 use history::{
-    Archive, KnownHistory, Start, Timelines, Trace, Unreachable, UnreachableHistory, WalPath, Wanted,
-    history_of,
+    Archive, KnownHistory, Standing, Start, Target, Timelines, Trace, Unreachable, UnreachableHistory,
+    WalPath, Wanted, history_of,
 };
-use postgres::{Oid, SystemIdentifier, TimelineId, Timestamp};
+use postgres::{Lsn, Oid, SystemIdentifier, TimelineId, Timestamp};
 use repository::{Backup, BackupId};
 use serde::{Deserialize, Serialize};
 
 use crate::destination::{DestinationFacts, DestinationState, LocationState, inspect, location_state};
 use crate::live::{LiveCluster, live_clusters};
+use crate::timelines::{Alternative, alternatives};
 use crate::unarchived::{PgWal, at_risk, old_directory};
 
 /// What recovery does at a stop: `recovery_target_action`.
@@ -171,6 +172,10 @@ pub struct Facts {
     pub wal_at_risk: Vec<String>,
     /// Servers that run on this host, but for one on the destination.
     pub live_clusters: Vec<LiveCluster>,
+    /// Where a target that is not reached can be reached.
+    pub alternatives: Vec<Alternative>,
+    /// Timelines that go on where the followed one ends, written by servers that are known, with the LSN.
+    pub continued_by: Vec<(TimelineId, Lsn)>,
     /// Histories that would divert a recovery that follows `latest`.
     pub unreachable_histories: Vec<UnreachableHistory>,
 }
@@ -223,7 +228,10 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
     for backup in candidates {
         let own = history_of(backup);
         let path = match timelines.path_to(timeline, Some((&own, backup.stop_lsn))) {
-            Ok(path) => path.carries(&own, backup.stop_lsn).map(|()| path),
+            Ok(path) => match archive.timelines().contradiction(&own) {
+                Some(why) => Err(why),
+                None => path.carries(&own, backup.stop_lsn).map(|()| path),
+            },
             // An unknown timeline is the request's fault, not this backup's.
             Err(error) => return Err(error),
         };
@@ -319,6 +327,28 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
         .filter(|backup| backup.system_identifier == archive.system())
         .map(|backup| backup.timeline)
         .collect();
+    let named = wanted
+        .iter()
+        .any(|wanted| matches!(wanted.target, Target::Latest | Target::Immediate));
+    let alternatives = if chosen.is_none() && !named {
+        let tried = |along: TimelineId, backup: BackupId| {
+            along == timeline && attempts.iter().any(|attempt| attempt.backup.backup == backup)
+        };
+        alternatives(archive, backups, &wanted, &tried)?
+    } else {
+        Vec::new()
+    };
+    let followed_to = chosen
+        .and_then(|attempt| attempt.trace.as_ref())
+        .map(|trace| trace.end.lsn);
+    let continued_by = match followed_to {
+        Some(end) => timelines
+            .descendants(timeline, end)
+            .into_iter()
+            .filter(|(number, _)| archived.standing(*number, &backed_up) != Standing::Unknown)
+            .collect(),
+        None => Vec::new(),
+    };
     Ok(Facts {
         timeline: Some(timeline),
         backups: count,
@@ -327,6 +357,8 @@ pub fn gather(request: Request, backups: &[Backup], archive: &Archive) -> Result
         tablespaces,
         created_tablespaces,
         unarchived,
+        alternatives,
+        continued_by,
         old_directory,
         wal_at_risk,
         live_clusters: match request.purpose {
@@ -348,7 +380,7 @@ pub fn system_of(backups: &[Backup]) -> Option<(SystemIdentifier, u32)> {
 }
 
 /// Histories from the archive and from the backups' records.
-fn known_timelines(archive: &Archive, backups: &[Backup]) -> Timelines {
+pub(crate) fn known_timelines(archive: &Archive, backups: &[Backup]) -> Timelines {
     let mut timelines = archive.timelines().clone();
     for backup in backups
         .iter()

@@ -29,6 +29,7 @@ mod progress;
 mod settings;
 mod sync;
 mod tablespaces;
+mod timelines;
 mod unarchived;
 pub mod wal;
 
@@ -45,4 +46,5 @@ pub use marker::{MARKER_NAME, Marker, Phase, read_marker};
 pub use plan::{GeneratedFile, KeptAside, Plan, Stop, TablespacePlan, plan};
 pub use progress::{NoProgress, Progress, Step};
 pub use settings::{REFERENCE_FOLDER, auto_conf, quote, write_stop};
+pub use timelines::{Alternative, newest_timeline};
 pub use wal::{Absent, PlaceOptions, Placed, PlacedWal, place_wal};

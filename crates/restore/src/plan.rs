@@ -282,10 +282,11 @@ fn choose(facts: &Facts) -> Result<&Attempt> {
             ),
         )
         .detail(reasons.join("\n"))
-        .hint(
+        .hint(with_alternatives(
+            facts,
             "Choose the timeline of a backup with --timeline, or leave --timeline out; `pgproof \
              list` shows them.",
-        ));
+        )));
     };
     match attempt.obstacle() {
         Some((at, why)) => {
@@ -296,6 +297,8 @@ fn choose(facts: &Facts) -> Result<&Attempt> {
                 .map_or(Target::Latest, |stop| stop.wanted.target.clone());
             let backup = attempt.backup.backup.to_string();
             let error = why.clone().into_error(&facts.request.cluster, &target, &backup);
+            let hint = with_alternatives(facts, error.hint_text().unwrap_or_default());
+            let error = error.hint(hint);
             Err(match (why, facts.backups) {
                 (Unreachable::BeforeBackupEnd { .. }, count)
                     if count > 1 && facts.request.backup.is_none() =>
@@ -313,6 +316,29 @@ fn choose(facts: &Facts) -> Result<&Attempt> {
             "the facts do not say why the target cannot be reached",
         )),
     }
+}
+
+/// A refusal's hint, with the timelines and backups that hold the target.
+fn with_alternatives(facts: &Facts, hint: &str) -> String {
+    let mut text = hint.to_owned();
+    for found in &facts.alternatives {
+        let on = if Some(found.timeline) == facts.timeline {
+            format!(
+                "Backup {} reaches it: leave --backup out, or name that one.",
+                found.backup
+            )
+        } else {
+            format!(
+                "Timeline {} holds it (from backup {}): if that is what is meant, add --timeline {}.",
+                found.timeline, found.backup, found.timeline
+            )
+        };
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&on);
+    }
+    text
 }
 
 fn refuse_destination(facts: &Facts, backup: &Backup) -> Result<()> {
@@ -784,6 +810,15 @@ fn notes(facts: &Facts, attempt: &Attempt, stops: &[Stop], generated: &[Generate
                 .as_ref()
                 .map_or(TimelineId(0), |path| path.timeline())
         ));
+    }
+    let ends = stops.iter().any(|stop| stop.target.target == Target::Latest);
+    if let (true, Some(timeline)) = (ends, facts.timeline) {
+        for (number, switch) in &facts.continued_by {
+            notes.push(format!(
+                "Timeline {number} goes on from timeline {timeline} at {switch}: what was committed there is NOT \
+                 recovered by this plan. If it is the cluster as it lives now, add --timeline latest."
+            ));
+        }
     }
     let unread = attempt.trace.as_ref().map_or(0, |trace| trace.unread.len());
     if unread > 0 {

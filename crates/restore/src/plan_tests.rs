@@ -342,6 +342,76 @@ fn backup_that_began_after_the_fork_is_refused() {
 }
 
 #[test]
+fn a_backup_of_another_timeline_of_the_same_number_never_gets_the_archived_ones_wal() {
+    let step = |switch: u64| HistoryStep {
+        parent: TimelineId(1),
+        switch: Lsn(switch),
+        reason: String::new(),
+    };
+    let mut archive = ordinary_archive();
+    archive.add_history(
+        TimelineHistory {
+            timeline: TimelineId(2),
+            steps: vec![step(0x200_0000)],
+        },
+        "00000002.history".into(),
+    );
+    let mut twin = backup(15, 0x300_0028);
+    twin.timeline = TimelineId(2);
+    twin.history = vec![repository::HistoryStep {
+        parent: TimelineId(1),
+        switch_lsn: Lsn(0x280_0000),
+    }];
+    let error = refusal(&facts(request(Target::Latest), &[twin.clone()], &archive));
+    assert_eq!(error.code(), "backup-not-on-timeline");
+    let detail = error.detail_text().unwrap();
+    assert!(
+        detail.contains("00000002.history: timeline 1 up to 0/2000000"),
+        "{detail}"
+    );
+    // From a backup on timeline 1 before both forks, the number alone does not say which.
+    let mut followed = request(Target::Latest);
+    followed.timeline = Some(TimelineId(2));
+    let early = backup(14, 0x100_0028);
+    let error = gather(followed, &[early, twin], &archive).unwrap_err();
+    assert_eq!(error.code(), "timeline-ambiguous");
+}
+
+#[test]
+fn a_target_on_another_timeline_is_refused_and_that_timeline_is_named() {
+    let mut index = segment(4, &[(0x400_1000, 740, "2026-08-15T14:00:00Z")]);
+    index.timeline = TimelineId(2);
+    let mut source = MemorySource::default();
+    for index in [segment(3, &[(0x300_1000, 730, "2026-08-15T13:00:00Z")]), index] {
+        source.indexes.insert((index.timeline, index.number), index);
+    }
+    source.histories.push(KnownHistory {
+        history: TimelineHistory {
+            timeline: TimelineId(2),
+            steps: vec![HistoryStep {
+                parent: TimelineId(1),
+                switch: Lsn(0x400_0000),
+                reason: String::new(),
+            }],
+        },
+        object: "00000002.history".into(),
+    });
+    let archive = Archive::of(Arc::new(source), SystemIdentifier(SYSTEM), MIB16).unwrap();
+    let facts = facts(
+        request(Target::Xid(Xid(740))),
+        &[backup(15, 0x300_0028)],
+        &archive,
+    );
+    let error = refusal(&facts);
+    assert_eq!(error.code(), "unknown-xid");
+    let hint = error.hint_text().unwrap();
+    assert!(
+        hint.contains("Timeline 2 holds it (from backup 20260815T020003Z)"),
+        "{hint}"
+    );
+}
+
+#[test]
 fn destinations_in_use_are_refused() {
     let check = |change: &dyn Fn(&mut Facts), code: &str| {
         let mut facts = planned(Target::Latest);

@@ -18,6 +18,7 @@ use crate::cli;
 use crate::context::{Context, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
+use crate::targets::Timeline;
 use crate::{exit, lease, output, settings, targets};
 
 /// How long WAL is kept for a server that was restored, from the last sign of it on.
@@ -91,6 +92,12 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         ))
     })?;
     let archive = archive::open(&copies, system)?;
+    let timeline = match timeline {
+        Some(Timeline::Number(number)) => Some(number),
+        Some(Timeline::Latest) => restore::newest_timeline(&backups, &archive)?,
+        // The newest backup's.
+        Some(Timeline::Current) | None => None,
+    };
     let request = Request {
         cluster: cluster.name.clone(),
         stops: vec![StopRequest {
