@@ -173,6 +173,53 @@ fn every_accident_is_found_and_its_target_brings_every_row_back() {
     assert_eq!(few["events"].as_array().map(Vec::len), Some(1), "{few:#}");
 }
 
+#[test]
+fn tables_made_since_the_backup_are_told_by_the_name_that_the_wal_has() {
+    let Some(world) = World::start("tables_made_since_the_backup_are_told_by_the_name_that_the_wal_has")
+    else {
+        return;
+    };
+    world
+        .session()
+        .execute("create schema sales; create table sales.old (n int)")
+        .expect("a schema");
+    world.json(&["backup"]);
+    for statement in [
+        "create table public.young as select n, md5(n::text) v from generate_series(1, 9000) n",
+        "checkpoint",
+        "create table sales.younger (n int primary key, v text)",
+        "insert into sales.younger select n, md5(n::text) from generate_series(1, 8000) n",
+        "create table public.emptied as select n from generate_series(1, 7000) n",
+    ] {
+        world.session().execute(statement).expect("new tables");
+    }
+    let before = testing::row_digest(&world.production.conninfo()).expect("digest");
+    for statement in [
+        "truncate sales.younger",
+        "delete from public.emptied",
+        "drop table public.young",
+    ] {
+        world.session().execute(statement).expect("an accident");
+    }
+    world.archive_all();
+    let found = world.json(&["find"]);
+    let events = found["events"].as_array().expect("events");
+    let told: Vec<(&str, &str)> = events
+        .iter()
+        .map(|event| (text(event, "event"), text(event, "table")))
+        .collect();
+    let expected = [
+        ("truncate", "sales.younger"),
+        ("delete", "public.emptied"),
+        ("drop", "public.young"),
+    ];
+    assert_eq!(told, expected, "{found:#}");
+    let named = world.json(&["find", "--table", "sales.younger"]);
+    assert_eq!(named["events"].as_array().map(Vec::len), Some(1), "{named:#}");
+    let digests = restored(&world, "young", text(&events[0], "target_before"), "postgres");
+    assert_eq!(digests, before);
+}
+
 fn text<'a>(event: &'a Value, name: &str) -> &'a str {
     event[name]
         .as_str()

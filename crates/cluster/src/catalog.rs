@@ -17,7 +17,7 @@ use postgres::{Catalog, Database, Relation};
 const RELATIONS: &str = "\
 SELECT c.oid::text, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.reltablespace::text, \
        coalesce(pg_relation_filenode(c.oid), 0)::text, c.reltoastrelid::text, c.reltuples::text, \
-       coalesce(t.oid, it.oid, i.indrelid, s.refobjid, 0)::text \
+       coalesce(t.oid, it.oid, i.indrelid, s.refobjid, 0)::text, c.relnamespace::text \
   FROM pg_class c \
   JOIN pg_namespace n ON n.oid = c.relnamespace \
   LEFT JOIN pg_class t ON c.relkind = 't' AND t.reltoastrelid = c.oid \
@@ -84,6 +84,7 @@ fn read_relations(conninfo: &str, database: &str) -> Result<Vec<Relation>> {
                 toast: parsed(column(row, 7), "pg_class.reltoastrelid")?,
                 rows: parsed(column(row, 8), "pg_class.reltuples")?,
                 owner_table: parsed(column(row, 9), "pg_index.indrelid")?,
+                schema_oid: parsed(column(row, 10), "pg_class.relnamespace")?,
             })
         })
         .collect()

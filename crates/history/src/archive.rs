@@ -475,6 +475,17 @@ impl Archive {
         }
     }
 
+    /// The bytes of one segment's file; `None` if no copy has it, or this recipient may not read rows.
+    pub(crate) fn bytes(&self, timeline: TimelineId, number: u64) -> Result<Option<Vec<u8>>> {
+        let mut bytes = Vec::new();
+        match self.source.read(timeline, number, &mut bytes) {
+            Ok(true) => Ok(Some(bytes)),
+            Ok(false) => Ok(None),
+            Err(error) if error.code() == "key-role" => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads one segment's index on the way, its seam resolved if that is possible.
     pub(crate) fn read(&self, path: &WalPath, number: u64) -> Result<Option<Located>> {
         let Some(timeline) = self.locate(path, number) else {

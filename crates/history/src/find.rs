@@ -16,12 +16,19 @@ use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use diagnostic::Result;
-use postgres::{Catalog, Event, EventKind, Fork, Lsn, Oid, RelationLocator, Timestamp, TransactionEnd, Xid};
+use postgres::{
+    Catalog, Event, EventKind, Fork, Lsn, Oid, RelationLocator, RelationRow, TimelineId, Timestamp,
+    TransactionEnd, Xid,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::{Archive, Located};
 use crate::point::committed;
 use crate::timelines::WalPath;
+
+/// The OIDs of `pg_class`, which is its file's number too until it is rewritten, and of the schema `public`.
+const PG_CLASS: Oid = 1259;
+const PUBLIC: Oid = 2200;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -151,6 +158,12 @@ struct Open {
 
 struct Search<'a> {
     query: &'a FindQuery,
+    archive: &'a Archive,
+    /// Where files were made that no snapshot knows: the segment's file, and its number.
+    made: HashMap<RelationLocator, (TimelineId, u64)>,
+    /// Schemas by (database, OID), and files of `pg_class` by database, from the snapshots.
+    schemas: HashMap<(Oid, Oid), String>,
+    pg_class: HashMap<Oid, u32>,
     tables: HashMap<RelationLocator, Table>,
     /// Files of anything that is not a table: never reported.
     others: HashSet<RelationLocator>,
@@ -174,6 +187,10 @@ pub fn find(
 ) -> Result<Vec<FoundEvent>> {
     let mut search = Search {
         query,
+        archive,
+        made: HashMap::new(),
+        schemas: HashMap::new(),
+        pg_class: HashMap::new(),
         tables: HashMap::new(),
         others: HashSet::new(),
         databases: HashMap::new(),
@@ -191,7 +208,7 @@ pub fn find(
             search.learn(lsn, &catalog);
             next = snapshots.next().transpose()?;
         }
-        search.segment(located);
+        search.segment(located)?;
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(search.found)
@@ -212,6 +229,14 @@ impl Search<'_> {
                 let Some(locator) = relation.locator(database) else {
                     continue;
                 };
+                self.made.remove(&locator);
+                if relation.oid == PG_CLASS {
+                    self.pg_class.insert(database.oid, locator.relation);
+                }
+                if relation.schema_oid != 0 {
+                    self.schemas
+                        .insert((database.oid, relation.schema_oid), relation.schema.clone());
+                }
                 if !matches!(relation.kind, 'r' | 'm') {
                     self.others.insert(locator);
                     continue;
@@ -237,7 +262,7 @@ impl Search<'_> {
         }
     }
 
-    fn segment(&mut self, located: &Located) {
+    fn segment(&mut self, located: &Located) -> Result<()> {
         let index = &located.index;
         let wanted = |lsn: Lsn| located.cut.is_none_or(|cut| lsn < cut);
         // Counts come first: they are kept for the whole segment, and a transaction that ends here takes them
@@ -272,6 +297,7 @@ impl Search<'_> {
                 } if wanted(event.lsn) => {
                     self.open.entry(event.xid).or_default().created.push(*locator);
                     self.created.insert(*locator, event.xid);
+                    self.made.insert(*locator, (located.timeline, located.number));
                 }
                 _ => {}
             }
@@ -291,13 +317,14 @@ impl Search<'_> {
         }
         for event in index.events.iter().filter(|event| wanted(event.lsn)) {
             while let Some(end) = transactions.next_if(|end| end.start < event.lsn) {
-                self.end(end, dropped.get(&end.start).copied().unwrap_or_default());
+                self.end(end, dropped.get(&end.start).copied().unwrap_or_default())?;
             }
             self.event(event);
         }
         for end in transactions {
-            self.end(end, dropped.get(&end.start).copied().unwrap_or_default());
+            self.end(end, dropped.get(&end.start).copied().unwrap_or_default())?;
         }
+        Ok(())
     }
 
     fn event(&mut self, event: &Event) {
@@ -364,7 +391,103 @@ impl Search<'_> {
             .retain(|(intent, lsn)| *intent != Some(database) && (intent.is_some() || *lsn > event.lsn));
     }
 
-    fn end(&mut self, end: &TransactionEnd, dropped: &[RelationLocator]) {
+    /// Looks files up in the WAL that made them, where no snapshot knows them: the row in `pg_class` stands behind the
+    /// file's creation, in the same segment or the next one. Segments are read only for files that matter.
+    fn name(&mut self, locators: impl Iterator<Item = RelationLocator>) -> Result<()> {
+        let unknown: Vec<RelationLocator> = locators
+            .filter(|locator| !self.tables.contains_key(locator) && !self.others.contains(locator))
+            .collect();
+        for locator in unknown {
+            let Some((timeline, number)) = self.made.get(&locator).copied() else {
+                continue;
+            };
+            for number in [number, number.saturating_add(1)] {
+                let Some(bytes) = self.archive.bytes(timeline, number)? else {
+                    break;
+                };
+                let pg_class = |database: Oid, file: u32| {
+                    file == self.pg_class.get(&database).copied().unwrap_or(PG_CLASS)
+                };
+                for row in postgres::relation_rows(&bytes, timeline, &pg_class) {
+                    self.learn_row(&row);
+                }
+                if self.tables.contains_key(&locator) || self.others.contains(&locator) {
+                    break;
+                }
+            }
+            // Read once, named or not.
+            self.made.remove(&locator);
+        }
+        Ok(())
+    }
+
+    /// A relation that was made since the last snapshot.
+    fn learn_row(&mut self, row: &RelationRow) {
+        // Files that we wait for: one that has been replaced since, or has a name already, is older news.
+        let named: Vec<RelationLocator> = self
+            .made
+            .keys()
+            .filter(|made| made.database == row.database && made.relation == row.filenode)
+            .copied()
+            .collect();
+        let schema = match self.schemas.get(&(row.database, row.schema)) {
+            Some(schema) => schema.clone(),
+            None if row.schema == PUBLIC => "public".to_owned(),
+            None => format!("schema {}", row.schema),
+        };
+        let database_name = self
+            .databases
+            .get(&row.database)
+            .cloned()
+            .unwrap_or_else(|| format!("database {}", row.database));
+        for locator in named {
+            self.made.remove(&locator);
+            if !matches!(row.kind, 'r' | 'm') {
+                self.others.insert(locator);
+                continue;
+            }
+            let relation = postgres::Relation {
+                oid: row.oid,
+                schema: schema.clone(),
+                schema_oid: row.schema,
+                name: row.name.clone(),
+                kind: row.kind,
+                persistence: row.persistence,
+                tablespace: 0,
+                filenode: row.filenode,
+                toast: 0,
+                rows: -1.0,
+                owner_table: 0,
+            };
+            let one = Catalog {
+                taken_at: jiff::Timestamp::UNIX_EPOCH,
+                databases: vec![postgres::Database {
+                    oid: row.database,
+                    name: database_name.clone(),
+                    tablespace: 0,
+                    collation_version: None,
+                    relations: vec![relation],
+                }],
+            };
+            let wanted = self
+                .query
+                .table
+                .as_ref()
+                .is_none_or(|name| !one.find_table(name).is_empty());
+            let table = Table {
+                oid: row.oid,
+                database: row.database,
+                database_name: database_name.clone(),
+                schema: schema.clone(),
+                name: row.name.clone(),
+                rows: None,
+                wanted,
+            };
+            self.tables.insert(locator, table);
+        }
+    }
+
+    fn end(&mut self, end: &TransactionEnd, dropped: &[RelationLocator]) -> Result<()> {
         self.last_time = Some(end.time);
         let mut all = self.open.remove(&end.xid).unwrap_or_default();
         for xid in &end.subxids {
@@ -385,7 +508,23 @@ impl Search<'_> {
             self.created.remove(locator);
         }
         if !committed(end) {
-            return;
+            for locator in &all.created {
+                self.made.remove(locator);
+            }
+            return Ok(());
+        }
+        let minimum = self.query.thresholds.rows_min;
+        let changed = all.deleted.iter().chain(&all.updated);
+        let much = changed
+            .filter(|(_, rows)| **rows >= minimum)
+            .map(|(locator, _)| *locator);
+        let matter = dropped
+            .iter()
+            .copied()
+            .filter(|locator| !all.created.contains(locator));
+        self.name(matter.chain(much).collect::<Vec<_>>().into_iter())?;
+        for locator in dropped {
+            self.made.remove(locator);
         }
         self.files_removed(end, dropped, &all);
         for (kind, rows) in [
@@ -402,6 +541,7 @@ impl Search<'_> {
             }
             self.together(first);
         }
+        Ok(())
     }
 
     fn files_removed(&mut self, end: &TransactionEnd, dropped: &[RelationLocator], open: &Open) {

@@ -28,6 +28,7 @@ fn relation(oid: u32, name: &str, kind: char, filenode: u32, rows: f32) -> Relat
         toast: 0,
         rows,
         owner_table: 0,
+        schema_oid: 2200,
     }
 }
 

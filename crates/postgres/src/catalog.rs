@@ -33,6 +33,9 @@ pub struct Database {
 pub struct Relation {
     pub oid: Oid,
     pub schema: String,
+    /// 0 in snapshots of versions that did not note it
+    #[serde(default)]
+    pub schema_oid: Oid,
     pub name: String,
     /// `relkind`: r table, i index, S sequence, t toast, m materialised view, p partitioned table, ...
     pub kind: char,
@@ -207,6 +210,7 @@ mod tests {
             toast: 0,
             rows: 10.0,
             owner_table: 0,
+            schema_oid: 0,
         }
     }
 

@@ -9,6 +9,7 @@
 mod backup_label;
 mod bytes;
 mod catalog;
+mod catalog_rows;
 mod control_file;
 mod lsn;
 mod page;
@@ -22,6 +23,7 @@ mod wal_file;
 
 pub use backup_label::{BackupLabel, tablespace_map};
 pub use catalog::{Catalog, Database, Relation, RelationFinder};
+pub use catalog_rows::{RelationRow, relation_rows};
 pub use control_file::{ClusterState, ControlFile};
 pub use lsn::{Lsn, Oid, SystemIdentifier, TimelineId, Xid};
 pub use page::{BLOCK_SIZE, PageHeader, PageVerdict, page_checksum, page_lsn, verify_page};
