@@ -346,7 +346,7 @@ impl Walk<'_> {
             .filter(|transaction| wanted(transaction.start))
         {
             while let Some(event) = events.next_if(|event| event.lsn < transaction.start) {
-                self.event(event);
+                self.replayed(event)?;
             }
             self.transaction(transaction);
             if self.done() {
@@ -354,7 +354,7 @@ impl Walk<'_> {
             }
         }
         for event in events {
-            self.event(event);
+            self.replayed(event)?;
         }
         if let Some(last) = index.last_record.filter(|lsn| wanted(*lsn)) {
             for search in &mut self.searches {
@@ -367,6 +367,23 @@ impl Walk<'_> {
         } else {
             ControlFlow::Continue(())
         }
+    }
+
+    /// An event counts unless recovery stops before its record.
+    fn replayed(&mut self, event: &postgres::Event) -> ControlFlow<()> {
+        if self.done() {
+            return ControlFlow::Break(());
+        }
+        for search in &mut self.searches {
+            search.record_at(self.start, event.lsn, &self.last_commit);
+        }
+        let one_more =
+            |search: &Search<'_>| matches!(search.wanted.target, Target::Lsn(_)) && search.wanted.inclusive();
+        if self.done() && !self.searches.iter().any(one_more) {
+            return ControlFlow::Break(());
+        }
+        self.event(event);
+        ControlFlow::Continue(())
     }
 
     /// The backup's end is reached somewhere before `end`.

@@ -342,6 +342,17 @@ fn several_stops_are_found_in_one_pass_and_the_way_is_described_up_to_the_last()
     assert_eq!(trace.maxima.max_connections, 300);
     assert_eq!(trace.tablespaces[0].location, "/ts");
     assert_eq!(trace.segments(), 2);
+    // A stop at the very record that makes the tablespace leaves it out, and what comes behind it.
+    let wanted = [Target::Lsn(Lsn(0x400_0900)).into()];
+    let trace = archive.trace(&start(), &wanted, None).unwrap();
+    assert_eq!(trace.targets[0].as_ref().unwrap().stop, Lsn(0x400_0900));
+    assert!(trace.tablespaces.is_empty(), "{:?}", trace.tablespaces);
+    let inclusive = crate::Wanted {
+        target: Target::Lsn(Lsn(0x400_0900)),
+        inclusive: Some(true),
+    };
+    let trace = archive.trace(&start(), &[inclusive], None).unwrap();
+    assert_eq!(trace.tablespaces.len(), 1);
 }
 
 #[test]
