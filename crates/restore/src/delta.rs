@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -280,12 +281,18 @@ fn save_wal(plan: &Plan, delta: &DeltaPlan, from: &std::path::Path, to: &std::pa
     for folder in [outer, to] {
         crate::files::make_folder(folder, 0o700, plan.owner)?;
     }
+    // `pg_wal` itself may be a link; what is in it is read only where it is a file.
+    let pg_wal = Folder::root(from)?;
     for name in &delta.wal_saved {
         let path = from.join(name);
-        let content = std::fs::read(&path).map_err(|error| {
-            Error::io("wal-save", format!("cannot read \"{}\"", path.display()), &error)
-                .detail("No copy has it, so nothing was changed.")
-        })?;
+        let mut content = Vec::new();
+        pg_wal
+            .open(OsStr::new(name), false)?
+            .read_to_end(&mut content)
+            .map_err(|error| {
+                Error::io("wal-save", format!("cannot read \"{}\"", path.display()), &error)
+                    .detail("No copy has it, so nothing was changed.")
+            })?;
         write_durably(&to.join(name), &content, 0o600, plan.owner)?;
     }
     sync_directory(outer)?;

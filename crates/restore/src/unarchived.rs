@@ -67,6 +67,9 @@ pub(crate) fn at_risk(
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
         let lost = match WalFile::parse(&name, segment_size) {
             Some(WalFile::Segment { timeline, number }) => {
                 let ready = pg_wal.folder.join(format!("archive_status/{name}.ready"));
