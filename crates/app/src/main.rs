@@ -14,6 +14,7 @@ mod demo;
 mod exit;
 mod lease;
 mod output;
+mod programs;
 mod progress;
 mod rpo;
 mod settings;

@@ -38,6 +38,8 @@ const LOG_BYTES_MAX: u64 = 4 << 20;
 const STOP_LIMIT: Duration = Duration::from_secs(300);
 /// How each drill's folder begins.
 const FOLDER_PREFIX: &str = "pgproof-drill-";
+/// How many drills may begin within one second below one folder.
+const SAME_SECOND_MAX: u32 = 1000;
 const LOCK_NAME: &str = "lock";
 const KEPT_NAME: &str = "kept";
 
@@ -53,18 +55,13 @@ impl CopyFolder {
     /// Makes the folder of a drill. `owner`: whom it belongs to, when this is root. Error: `copy-folder`.
     pub fn create(parent: &Path, drill_id: &str, owner: Option<(u32, u32)>) -> Result<CopyFolder> {
         let parent = std::fs::canonicalize(parent).map_err(|error| folder_error("find", parent, &error))?;
-        let path = parent.join(format!(
-            "{FOLDER_PREFIX}{}",
-            drill_id.trim_start_matches("pitr_drill_")
-        ));
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(|error| folder_error("make", &path, &error))?;
-        let lock_path = path.join(LOCK_NAME);
-        let lock = File::create(&lock_path).map_err(|error| folder_error("make", &lock_path, &error))?;
+        let path = unused_folder(&parent, drill_id.trim_start_matches("pitr_drill_"))?;
+        // Locked before it has its name: another cluster's drill must not take it for a killed one's.
+        let (lock_path, new_path) = (path.join(LOCK_NAME), path.join(format!("{LOCK_NAME}.new")));
+        let lock = File::create(&new_path).map_err(|error| folder_error("make", &new_path, &error))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|error| folder_error("lock", &lock_path, &error.into()))?;
+            .map_err(|error| folder_error("lock", &new_path, &error.into()))?;
+        std::fs::rename(&new_path, &lock_path).map_err(|error| folder_error("make", &lock_path, &error))?;
         for name in ["", "s", "archived"] {
             let each = path.join(name);
             if !name.is_empty() {
@@ -86,6 +83,25 @@ impl CopyFolder {
         let path = self.path.join(KEPT_NAME);
         std::fs::write(&path, "kept on request; remove the folder by hand\n")
             .map_err(|error| folder_error("write", &path, &error))
+    }
+}
+
+/// Makes a new folder. A drill's name is its own within its repository; the drill of another cluster on this host may
+/// have begun in the same second.
+fn unused_folder(parent: &Path, name: &str) -> Result<PathBuf> {
+    let mut number = 1;
+    loop {
+        let path = match number {
+            1 => parent.join(format!("{FOLDER_PREFIX}{name}")),
+            _ => parent.join(format!("{FOLDER_PREFIX}{name}-{number}")),
+        };
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < SAME_SECOND_MAX => {
+                number += 1;
+            }
+            Err(error) => return Err(folder_error("make", &path, &error)),
+        }
     }
 }
 
@@ -508,6 +524,15 @@ fn read_from(path: &Path, offset: u64) -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drills_of_two_clusters_that_begin_in_the_same_second_have_folders_of_their_own() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let one = CopyFolder::create(parent.path(), "pitr_drill_1", None).expect("a folder");
+        let two = CopyFolder::create(parent.path(), "pitr_drill_1", None).expect("another folder");
+        assert_ne!(one.path, two.path);
+        assert!(one.path.exists() && two.path.exists());
+    }
 
     #[test]
     fn what_a_killed_drill_left_is_removed_and_what_lives_or_is_kept_stays() {

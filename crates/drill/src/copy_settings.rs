@@ -20,6 +20,8 @@ use crate::options::Fault;
 pub struct CopySettings<'a> {
     /// The server's major version.
     pub major: Major,
+    /// In bytes.
+    pub wal_segment_size: u32,
     /// What recovery demands at least.
     pub maxima: Maxima,
     /// Asks the feed.
@@ -93,6 +95,9 @@ impl CopySettings<'_> {
         set("synchronous_commit", "off");
         set("wal_compression", "off");
         set("max_wal_size", "32GB");
+        // The server refuses to start with less than two segments.
+        let min_wal_size_mb = (self.wal_segment_size >> 19).max(80);
+        set("min_wal_size", &format!("{min_wal_size_mb}MB"));
         set("checkpoint_timeout", "1h");
         set("huge_pages", "off");
         let shared_buffers_mb = (self.memory_bytes / 2 / (1 << 20)).clamp(32, 8192);
@@ -251,8 +256,13 @@ mod tests {
     use super::*;
 
     fn settings(faults: &[Fault]) -> Vec<(String, String)> {
+        of(16 << 20, faults)
+    }
+
+    fn of(wal_segment_size: u32, faults: &[Fault]) -> Vec<(String, String)> {
         CopySettings {
             major: Major(15),
+            wal_segment_size,
             maxima: Maxima {
                 max_connections: 300,
                 ..Maxima::default()
@@ -287,6 +297,14 @@ mod tests {
         assert_eq!(value(&settings, "archive_mode"), Some("off"));
         assert_eq!(value(&settings, "shared_preload_libraries"), Some(""));
         assert_eq!(value(&settings, "archive_library"), Some(""));
+    }
+
+    #[test]
+    fn wal_segments_of_any_size_leave_room_for_two() {
+        for (size_mb, expected) in [(1, "80MB"), (16, "80MB"), (64, "128MB"), (1024, "2048MB")] {
+            let settings = of(size_mb << 20, &[]);
+            assert_eq!(value(&settings, "min_wal_size"), Some(expected));
+        }
     }
 
     #[test]

@@ -63,6 +63,7 @@ pub(crate) fn open_copy(
     run.facts.scope.copy_server_version = Some(programs.version.clone());
     let settings = CopySettings {
         major,
+        wal_segment_size: plan.wal_segment_size,
         maxima: plan.maxima,
         restore_command: &plan.restore_command,
         folder: &folder.path,

@@ -264,6 +264,7 @@ fn make_plan(
     let feed = Feed::create(&folder.path.join("feed"), segment_size, owner(drill))?;
     let blank = CopySettings {
         major: Major(15),
+        wal_segment_size: segment_size,
         maxima: Default::default(),
         restore_command: "",
         folder: &folder.path,

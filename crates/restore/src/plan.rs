@@ -770,7 +770,11 @@ fn configuration(configuration: &Configuration, backup: &Backup) -> (Vec<Generat
                     .filter(|file| matches!(file.role.as_str(), "config_file" | "include"))
                     .map(|file| file.original.clone())
                     .collect();
-                let content = settings::generated_postgresql_conf(&backup.backup.to_string(), &originals);
+                let content = settings::generated_postgresql_conf(
+                    &backup.backup.to_string(),
+                    &originals,
+                    backup.geometry.wal_segment_size,
+                );
                 files.push(file("postgresql.conf", content, reason));
             }
             files

@@ -17,5 +17,7 @@ pub use digest::row_digest;
 pub use faulty_proxy::{Asked, Fault, FaultyProxy};
 pub use moto::MotoServer;
 pub use s3_server::S3Server;
-pub use test_cluster::{Scratch, TestCluster, TestOptions, account, client_program, programs_or_skip};
+pub use test_cluster::{
+    Scratch, TestCluster, TestOptions, account, client_program, programs_of_major_or_skip, programs_or_skip,
+};
 pub use workload::{Workload, WorkloadStatistics};

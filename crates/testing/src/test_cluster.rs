@@ -3,6 +3,7 @@
 use cluster::{InitOptions, Instance, Programs, Session, StartOptions, StopMode};
 use diagnostic::{Error, Result};
 use postgres::Major;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,10 @@ pub struct TestOptions {
     pub wal_segment_size: Option<u32>,
     /// Given on the command line, after our own.
     pub settings: Vec<(String, String)>,
+    /// Further arguments of `initdb`.
+    pub initdb: Vec<OsString>,
+    /// `None`: the version that is found first.
+    pub programs: Option<Programs>,
 }
 
 /// A running cluster on a private socket, stopped and removed when dropped.
@@ -36,14 +41,24 @@ pub struct TestCluster {
 impl TestCluster {
     /// Makes a cluster and starts it. `fsync` is off: nothing here has to survive the machine.
     pub fn start(options: &TestOptions) -> Result<TestCluster> {
-        let programs = programs()?;
-        let scratch = Scratch::new("cluster")?;
+        TestCluster::start_in(Scratch::new("cluster")?, options)
+    }
+
+    /// The same in a scratch folder that holds something already, for `initdb`'s options that name a place.
+    pub fn start_in(scratch: Scratch, options: &TestOptions) -> Result<TestCluster> {
+        let programs = match &options.programs {
+            Some(programs) => programs.clone(),
+            None => programs()?,
+        };
         let data_directory = scratch.path().join("data");
         let init = InitOptions {
             checksums: options.checksums,
             wal_segment_size: options.wal_segment_size,
             owner: Some(account()?),
-            extra: vec!["--no-sync".into()],
+            extra: [OsString::from("--no-sync")]
+                .into_iter()
+                .chain(options.initdb.iter().cloned())
+                .collect(),
             ..InitOptions::default()
         };
         let mut instance = Instance::init(&programs, &data_directory, &init)?;
@@ -76,7 +91,9 @@ impl TestCluster {
     /// The same, or nothing where there is no PostgreSQL and that is allowed. Anything else that fails,
     /// panics.
     pub fn start_or_skip(test: &str, options: &TestOptions) -> Option<TestCluster> {
-        programs_or_skip(test)?;
+        if options.programs.is_none() {
+            programs_or_skip(test)?;
+        }
         match TestCluster::start(options) {
             Ok(cluster) => Some(cluster),
             Err(error) => panic!("{}", error.render()),
@@ -86,6 +103,11 @@ impl TestCluster {
     /// As the superuser, to the database `postgres`.
     pub fn conninfo(&self) -> String {
         self.instance.conninfo("postgres")
+    }
+
+    /// The same to another database.
+    pub fn conninfo_of(&self, database: &str) -> String {
+        self.instance.conninfo(database)
     }
 
     /// A session with the server's own search path.
@@ -235,6 +257,25 @@ fn programs() -> Result<Programs> {
         .clone()
 }
 
+/// PostgreSQL's programs of this major, for a test that is about it: below the folder that
+/// `PGPROOF_TEST_POSTGRES_VERSIONS` names (`<major>/native/bin`), or where the distribution puts them. `None`,
+/// and a loud line, when there are none and that is allowed.
+pub fn programs_of_major_or_skip(test: &str, major: u16) -> Option<Programs> {
+    let folder = std::env::var_os("PGPROOF_TEST_POSTGRES_VERSIONS").map(PathBuf::from);
+    let extra: Vec<PathBuf> = folder
+        .into_iter()
+        .map(|folder| folder.join(major.to_string()).join("native/bin"))
+        .collect();
+    let found = match Major::new(major) {
+        Some(major) => Programs::find(major, &extra),
+        None => Err(Error::new(
+            "programs-missing",
+            format!("there is no PostgreSQL {major}"),
+        )),
+    };
+    found_or_skip(test, found)
+}
+
 /// A client program: that of the tested installation, or else the newest one there is, since installations
 /// for tests often hold the server alone. `psql` speaks with older and newer servers, `pg_basebackup` with
 /// older ones.
@@ -247,7 +288,11 @@ pub fn client_program(programs: &Programs, name: &str) -> Option<PathBuf> {
 
 /// PostgreSQL's programs; `None`, and a loud line, when there are none and that is allowed.
 pub fn programs_or_skip(test: &str) -> Option<Programs> {
-    match programs() {
+    found_or_skip(test, programs())
+}
+
+fn found_or_skip(test: &str, found: Result<Programs>) -> Option<Programs> {
+    match found {
         Ok(programs) => Some(programs),
         Err(error) if std::env::var_os("PGPROOF_REQUIRE_POSTGRES").is_some_and(|value| value == "1") => {
             panic!(

@@ -21,7 +21,7 @@ use crate::config::{Cluster, Configuration, DrillProfile, nearest};
 use crate::context::{Context, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
-use crate::{exit, lease, output, rpo, targets};
+use crate::{exit, lease, output, programs, rpo, targets};
 
 /// Where reports are copied to when the environment does not say.
 const REPORT_DIRECTORY: &str = "ops/drill-reports";
@@ -117,7 +117,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
                 program: context.program()?,
                 arguments: vec!["sandbox-exec".into()],
             }),
-            programs: Vec::new(),
+            programs: programs::folders(cluster),
             hidden: repository_folders(&configuration),
             owner: None,
             superuser: superuser(cluster),

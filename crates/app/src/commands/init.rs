@@ -19,7 +19,7 @@ use crate::cli;
 use crate::config::{self, Configuration, CopyOfRepository, KeySource};
 use crate::context::Context;
 use crate::settings::{self, Change};
-use crate::{exit, output};
+use crate::{exit, output, programs};
 
 /// Everything that will be made, decided before anything is touched.
 struct Plan {
@@ -105,7 +105,8 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
         (None, None) => KeySource::File(folder.join(format!("{copy_name}.key"))),
     };
     let config_exists = exists(&config_file)?;
-    let mut config_text = config_text(arguments, &url, &data_directory, &key)?;
+    let programs = programs::unusual_folder(&data_directory, facts.major);
+    let mut config_text = config_text(arguments, &url, &data_directory, programs.as_deref(), &key)?;
     let copy = if config_exists {
         let copy = existing_copy(&config_file, arguments, &url)?;
         key = copy.key.clone();
@@ -291,7 +292,13 @@ fn warnings(facts: &ServerFacts, data_directory: &Path, owner: Account) -> Vec<S
     warnings
 }
 
-fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &KeySource) -> Result<String> {
+fn config_text(
+    arguments: &cli::Init,
+    url: &str,
+    data_directory: &Path,
+    programs: Option<&Path>,
+    key: &KeySource,
+) -> Result<String> {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let path = |path: &Path| quoted(&path.display().to_string());
     let bucket = bucket_text(arguments, url)?;
@@ -301,6 +308,7 @@ fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &Ke
          [cluster.{cluster}]\n\
          connection = {connection}\n\
          data_directory = {data_directory}\n\
+         {programs}\
          copies = [{copy}]\n\
          acknowledge = 1                  # in how many copies a WAL segment must be safe before PostgreSQL may drop it\n\
          \n\
@@ -322,6 +330,9 @@ fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &Ke
         cluster = arguments.cluster,
         connection = quoted(&arguments.connection),
         data_directory = path(data_directory),
+        // For drills, which start a server of their own.
+        programs = programs.map_or(String::new(), |folder| format!("programs = {}\
+", path(folder))),
         copy = quoted(arguments.copy_name()),
         copy_name = arguments.copy_name(),
         url = quoted(url),

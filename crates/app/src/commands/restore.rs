@@ -15,11 +15,12 @@ use serde_json::json;
 use crate::account::{self, Account};
 use crate::archive;
 use crate::cli;
+use crate::config::Cluster;
 use crate::context::{Context, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
 use crate::targets::Timeline;
-use crate::{exit, lease, output, settings, targets};
+use crate::{exit, lease, output, programs, settings, targets};
 
 /// How long WAL is kept for a server that was restored, from the last sign of it on.
 pub const RECOVERY_LEASE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
@@ -164,7 +165,7 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         if let Some(counts) = &result.delta {
             output::line(counted(counts, "were"));
         }
-        next(context, &plan, owner);
+        next(context, cluster, &plan, owner);
     }
     Ok(exit::DONE)
 }
@@ -287,7 +288,7 @@ fn copy_with<'a>(copies: &'a [OpenCopy], backups: &[Backup], id: BackupId) -> Re
 }
 
 /// What a person does now.
-fn next(context: &Context, plan: &Plan, owner: Option<Account>) {
+fn next(context: &Context, cluster: &Cluster, plan: &Plan, owner: Option<Account>) {
     let directory = output::shell_quoted(&plan.destination.display().to_string());
     let account = owner
         .map(|owner| format!("runuser -u {} -- ", owner.name()))
@@ -298,7 +299,7 @@ fn next(context: &Context, plan: &Plan, owner: Option<Account>) {
         .next()
         .and_then(|major| major.parse().ok())
         .unwrap_or(0);
-    let pg_ctl = cluster::Programs::find(postgres::Major(version), &[])
+    let pg_ctl = cluster::Programs::find(postgres::Major(version), &programs::folders(cluster))
         .and_then(|programs| programs.program("pg_ctl"))
         .map_or("pg_ctl".to_owned(), |path| path.display().to_string());
     output::line("");

@@ -38,6 +38,7 @@ fn the_designs_example_is_understood_with_paths_relative_to_the_file() {
     let cluster = configuration.cluster(None).expect("the only cluster");
     assert_eq!(cluster.name, "main");
     assert_eq!(cluster.acknowledge, 1);
+    assert_eq!(cluster.programs, None);
     assert_eq!(
         configuration.copies["local"].key,
         KeySource::File("/etc/pgproof/local.key".into())
@@ -48,6 +49,14 @@ fn the_designs_example_is_understood_with_paths_relative_to_the_file() {
     assert_eq!(drill.sql_checks[0].expect, "t");
     let window = configuration.retention.recovery_window.expect("a window");
     assert_eq!(window.duration, Duration::from_secs(30 * 86_400));
+}
+
+#[test]
+fn the_folder_of_the_programs_may_be_named() {
+    let text = GOOD.replace("copies = [", "programs = \"pg/bin\"\ncopies = [");
+    let configuration = parse(&text).expect("the example");
+    let cluster = configuration.cluster(None).expect("the only cluster");
+    assert_eq!(cluster.programs, Some("/etc/pgproof/pg/bin".into()));
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! A protected throw-away cluster, and the program as a user runs it, for end-to-end tests.
 #![allow(dead_code)] // each test file uses its own part
 
-use cluster::{Instance, Programs, Session, StartOptions, StopMode};
+use cluster::sandbox::Spec;
+use cluster::{Instance, LayerState, Network, Programs, Quarantine, Session, StartOptions, StopMode};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -42,26 +44,53 @@ impl World {
     /// `None` where PostgreSQL is not installed and that is allowed. The cluster is initialised, protected by
     /// `pgproof init --apply`, and not backed up yet.
     pub fn start(test: &str) -> Option<World> {
-        World::start_with(test, |scratch| {
-            let repository = format!("file://{}", scratch.join("repository").display());
-            vec!["--repository".to_owned(), repository]
-        })
+        World::start_with(test, World::in_a_folder)
+    }
+
+    fn in_a_folder(scratch: &Path) -> Vec<String> {
+        let repository = format!("file://{}", scratch.join("repository").display());
+        vec!["--repository".to_owned(), repository]
     }
 
     /// The same with a repository elsewhere: `place` gives the arguments of `init` that say where.
     pub fn start_with(test: &str, place: impl FnOnce(&Path) -> Vec<String>) -> Option<World> {
         let programs = testing::programs_or_skip(test)?;
+        let production =
+            TestCluster::start(&World::options(programs)).expect("the throw-away cluster starts");
+        Some(World::protect_with(production, place))
+    }
+
+    /// The same with this major version.
+    pub fn start_major(test: &str, major: u16) -> Option<World> {
+        let programs = testing::programs_of_major_or_skip(test, major)?;
+        println!("{test}: PostgreSQL {}", programs.version);
+        Some(World::protect(
+            TestCluster::start(&World::options(programs)).expect("the throw-away cluster starts"),
+        ))
+    }
+
+    /// What a protected cluster is started with.
+    pub fn options(programs: Programs) -> TestOptions {
         // The archive_command is init's to set: one on the server's command line would win over it.
         let settings = [("archive_mode", "on"), ("fsync", "off"), ("max_wal_size", "2GB")];
-        let production = TestCluster::start(&TestOptions {
+        TestOptions {
             checksums: true,
             settings: settings
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
+            programs: Some(programs),
             ..TestOptions::default()
-        })
-        .expect("the throw-away cluster starts");
+        }
+    }
+
+    /// Protects a cluster that runs, by `pgproof init --apply`.
+    pub fn protect(production: TestCluster) -> World {
+        World::protect_with(production, World::in_a_folder)
+    }
+
+    fn protect_with(production: TestCluster, place: impl FnOnce(&Path) -> Vec<String>) -> World {
+        let programs = production.programs().clone();
         let account = testing::account().expect("an ordinary account");
         // The account of PostgreSQL may not be able to enter the folder that the build writes into.
         let binary = production.scratch().path().join("pgproof");
@@ -78,7 +107,7 @@ impl World {
         let mut arguments = vec!["init", "--connection", &conninfo, "--apply"];
         arguments.extend(place.iter().map(String::as_str));
         world.run(&arguments).ok();
-        Some(world)
+        world
     }
 
     pub fn scratch(&self) -> &Path {
@@ -163,6 +192,11 @@ impl World {
 
     /// Starts a restored directory, waits until replay stands at its target, and gives the server.
     pub fn start_restored(&self, directory: &Path) -> Restored {
+        self.start_restored_with(directory, &[])
+    }
+
+    /// The same with further settings.
+    pub fn start_restored_with(&self, directory: &Path, further: &[(String, String)]) -> Restored {
         let mut instance = Instance::open(&self.programs, directory).expect("the restored directory opens");
         let name = directory
             .file_name()
@@ -179,10 +213,11 @@ impl World {
             .start(&StartOptions {
                 socket_directory,
                 port: 5432,
-                settings: vec![
-                    ("listen_addresses".into(), String::new()),
-                    ("fsync".into(), "off".into()),
-                ],
+                settings: [("listen_addresses", ""), ("fsync", "off")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into_iter()
+                    .chain(further.iter().cloned())
+                    .collect(),
                 log_file: self.scratch().join(format!("{name}.log")),
                 timeout: Duration::from_secs(120),
                 launcher: None,
@@ -192,9 +227,14 @@ impl World {
         let restored = Restored { instance };
         let end = Instant::now() + Duration::from_secs(120);
         loop {
-            let row = restored
-                .session()
-                .one("select not pg_is_in_recovery() or pg_get_wal_replay_pause_state() = 'paused'")
+            let mut session = restored.session();
+            // 13 has no state, only the wish; the wish at a target is already the state.
+            let paused = match session.version_num() {
+                140_000.. => "pg_get_wal_replay_pause_state() = 'paused'",
+                _ => "pg_is_wal_replay_paused()",
+            };
+            let row = session
+                .one(&format!("select not pg_is_in_recovery() or {paused}"))
                 .expect("the restored server answers");
             if row[0].as_deref() == Some("t") {
                 return restored;
@@ -209,12 +249,132 @@ impl World {
     }
 }
 
+impl World {
+    /// Row digests of production's databases.
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        digests(|database| self.production.conninfo_of(database))
+    }
+
+    /// Archives everything, restores to the end, and demands that all rows of all databases are there; the copy
+    /// stays in the folder of this name.
+    pub fn comes_back(&self, name: &str, arguments: &[&str]) -> PathBuf {
+        let before = self.digests();
+        self.archive_all();
+        let into = self.scratch().join(name);
+        let place = into.display().to_string();
+        let all: Vec<&str> = ["restore", "--to", "latest", "--into", &place]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
+        self.json(&all);
+        let restored = self.start_restored(&into);
+        let after = restored.digests();
+        restored.stop();
+        assert_eq!(after, before, "restored into {name}");
+        into
+    }
+
+    /// How a drill ends when nothing is wrong with the recovery, on this host: PASSED where every layer of the
+    /// quarantine can be had, PASSED WITH OBSERVATIONS where not. Asked by entering the quarantine as a drill does.
+    pub fn sound_verdict(&self) -> &'static str {
+        let folder = self.production.scratch().subfolder("quarantine").expect("folder");
+        let spec = Spec::new(
+            Quarantine {
+                folder: folder.clone(),
+                hidden: vec![self.production.data_directory().into()],
+                readable: Vec::new(),
+                network: Network::None,
+                addresses: Vec::new(),
+            },
+            None,
+        );
+        let file = self.scratch().join("quarantine.spec.json");
+        spec.write(&file).expect("the quarantine's specification");
+        give_to_account(&file);
+        let file = file.display().to_string();
+        self.run(&["sandbox-exec", "--spec", &file, "--", "/bin/true"])
+            .ok();
+        let report = cluster::sandbox::Report::read(&spec.report).expect("the quarantine's report");
+        let layers = &report.layers;
+        let states = [
+            ("Landlock", &layers.landlock),
+            ("user namespace", &layers.user_namespace),
+            ("mount namespace", &layers.mount_namespace),
+            ("network namespace", &layers.network_namespace),
+            ("IPC namespace", &layers.ipc_namespace),
+            ("no new privileges", &layers.no_new_privileges),
+        ];
+        let mut verdict = "PASSED";
+        for (name, state) in states {
+            if let LayerState::Unavailable { reason } = state {
+                println!("this host allows a drill no {name}: {reason}");
+                verdict = "PASSED WITH OBSERVATIONS";
+            }
+        }
+        println!("a sound drill ends with {verdict} on this host");
+        verdict
+    }
+
+    /// Runs a drill that must end as [`World::sound_verdict`] says, with the row-level proof made; gives the facts.
+    /// Less isolation is the only observation that is accepted.
+    pub fn sound_drill(&self, verdict: &str, arguments: &[&str]) -> Value {
+        let all: Vec<&str> = ["drill", "run", "--json"]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
+        let ended = self.run(&all);
+        let facts = ended.json();
+        assert_eq!(
+            (ended.code, facts["verdict"].as_str()),
+            (0, Some(verdict)),
+            "{facts:#}\n{}",
+            ended.stderr
+        );
+        for reason in facts["reasons"].as_array().into_iter().flatten() {
+            assert_eq!(reason["check"], "quarantine", "{reason:#}");
+        }
+        assert_eq!(check_of(&facts, "row-proof")["result"], "PASS", "{facts:#}");
+        facts
+    }
+}
+
+/// Row digests of all databases that take connections, by `database: schema.table`.
+fn digests(conninfo: impl Fn(&str) -> String) -> BTreeMap<String, String> {
+    let names = Session::connect(&conninfo("postgres"))
+        .and_then(|mut session| session.rows("select datname from pg_database where datallowconn order by 1"))
+        .expect("the databases' names");
+    let mut all = BTreeMap::new();
+    for row in names {
+        let database = row[0].clone().expect("a name");
+        let digests = testing::row_digest(&conninfo(&database)).expect("row digest");
+        all.extend(
+            digests
+                .into_iter()
+                .map(|(table, digest)| (format!("{database}: {table}"), digest)),
+        );
+    }
+    all
+}
+
+/// One check of a drill's facts.
+pub fn check_of(facts: &Value, id: &str) -> Value {
+    facts["checks"]
+        .as_array()
+        .and_then(|all| all.iter().find(|check| check["id"] == id))
+        .cloned()
+        .unwrap_or_else(|| panic!("no check {id:?} among {:#}", facts["checks"]))
+}
+
 /// A server over a restored directory.
 pub struct Restored {
     pub instance: Instance,
 }
 
 impl Restored {
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        digests(|database| self.instance.conninfo(database))
+    }
+
     pub fn conninfo(&self) -> String {
         self.instance.conninfo("postgres")
     }

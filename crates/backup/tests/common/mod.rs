@@ -65,6 +65,7 @@ impl Archived {
             archive_command: Some(waiting_archive_command(&acknowledged)),
             wal_segment_size: Some(1 << 20),
             settings: all,
+            ..TestOptions::default()
         };
         let cluster = TestCluster::start_or_skip(test, &options)?;
         let (repository, key) = repository(&scratch.path().join("repository"));
