@@ -10,7 +10,21 @@ use jiff::Timestamp;
 /// One line for a person.
 pub fn line(text: impl AsRef<str>) {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{}", text.as_ref());
+    let _ = writeln!(out, "{}", printable(text.as_ref(), true));
+}
+
+/// Text in which nothing speaks to the terminal: names of databases and tables may hold any character. Lines stay
+/// lines only where `lines` says so.
+pub fn printable(text: &str, lines: bool) -> String {
+    let harmless = |c: char| !c.is_control() || (lines && matches!(c, '\n' | '\t'));
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            c if harmless(c) => shown.push(c),
+            c => shown.extend(c.escape_default()),
+        }
+    }
+    shown
 }
 
 /// The one JSON value of a command that was asked for `--json`.
@@ -23,7 +37,7 @@ pub fn json(value: &serde_json::Value) {
 
 /// A notice for a person on standard error.
 pub fn notice(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable(text.as_ref(), true));
 }
 
 /// A question to a person on standard error, without an end of line.
@@ -73,8 +87,12 @@ pub fn bytes(bytes: u64) -> String {
 
 /// Columns for a person: each as wide as its widest cell, two blanks between, no trailing blanks.
 pub fn table(header: &[&str], rows: &[Vec<String>]) {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell, false)).collect())
+        .collect();
     let mut widths: Vec<usize> = header.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -115,6 +133,15 @@ mod tests {
         assert_eq!(seconds(59.4), "59 s");
         assert_eq!(seconds(125.0), "2 min 5 s");
         assert_eq!(seconds(100_000.0), "1 d 3 h");
+    }
+
+    #[test]
+    fn a_name_cannot_speak_to_the_terminal() {
+        assert_eq!(
+            printable("a\x1b[2J\nb\u{9b}31m é", true),
+            "a\\u{1b}[2J\nb\\u{9b}31m é"
+        );
+        assert_eq!(printable("two\nlines", false), "two\\nlines");
     }
 
     #[test]

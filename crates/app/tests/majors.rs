@@ -99,8 +99,7 @@ fn round_trip(test: &str, major: u16) {
     }
 
     // The proof, and everything that is kept.
-    let verdict = world.sound_verdict();
-    let facts = world.sound_drill(verdict, &[]);
+    let facts = world.sound_drill();
     for check in ["amcheck", "page-checksums"] {
         assert_eq!(support::check_of(&facts, check)["result"], "PASS", "{facts:#}");
     }

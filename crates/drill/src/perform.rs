@@ -200,6 +200,21 @@ fn make_point(
     })
 }
 
+/// Names of databases in one line, whatever they hold.
+fn names(databases: &[&str]) -> String {
+    let shown = |name: &&str| -> String {
+        let mut text = String::with_capacity(name.len());
+        for character in name.chars() {
+            match character {
+                c if c.is_control() => text.extend(c.escape_default()),
+                c => text.push(c),
+            }
+        }
+        text
+    };
+    databases.iter().map(shown).collect::<Vec<_>>().join(", ")
+}
+
 /// The stops, in the order in which recovery comes to them.
 fn stops(drill: &Drill<'_>, point: Option<&Point>) -> Vec<StopRequest> {
     let stop = |wanted: Wanted, purpose: String| StopRequest {
@@ -224,7 +239,7 @@ fn stops(drill: &Drill<'_>, point: Option<&Point>) -> Vec<StopRequest> {
                     target: Target::Lsn(lsn),
                     inclusive: Some(false),
                 };
-                stops.push(stop(wanted, format!("row proof of {}", databases.join(", "))));
+                stops.push(stop(wanted, format!("row proof of {}", names(&databases))));
             }
             stops
         }
@@ -349,7 +364,9 @@ fn record_plan(run: &mut Run<'_>, plan: &Plan, backup: &Backup) {
 
 /// What a sandbox cannot carry out.
 fn refuse_plan(drill: &Drill<'_>, plan: &Plan) -> Result<()> {
-    if let Some(created) = plan.created_tablespaces.first() {
+    // One without a location lies in the copy itself.
+    let elsewhere = |created: &&history::TablespaceCreated| !created.location.is_empty();
+    if let Some(created) = plan.created_tablespaces.iter().find(elsewhere) {
         return Err(Error::new(
             "tablespace-created",
             "the WAL to be replayed creates a tablespace",

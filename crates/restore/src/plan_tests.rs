@@ -629,3 +629,21 @@ fn nothing_of_productions_settings_steers_recovery() {
     assert!(text.contains("#production# archive_command = 'cp %p /prod/%f'\n"));
     assert_eq!(crate::settings::production_lines(&text), production);
 }
+
+#[test]
+fn a_database_with_an_evil_name_writes_no_setting() {
+    let mut request = request(Target::Time(at("2026-08-15T14:05:00Z")));
+    request.stops[0].purpose = "row proof of x\narchive_command = 'true'\r\narchive_mode = on".into();
+    let facts = facts(request, &[backup(15, 0x300_0028)], &ordinary_archive());
+    let plan = plan(&facts, now()).unwrap();
+    let text = crate::settings::auto_conf(&plan, &plan.stops[0], "");
+    let live: Vec<&str> = text.lines().filter(|line| line.starts_with("archive_")).collect();
+    assert_eq!(
+        live,
+        [
+            "archive_mode = 'off'",
+            "archive_command = ''",
+            "archive_cleanup_command = ''"
+        ]
+    );
+}
