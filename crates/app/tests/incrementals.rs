@@ -147,7 +147,8 @@ fn reused_oid(test: &str, major: u16) {
     let Some(world) = world(test, major, true) else {
         return;
     };
-    // Two templates whose tables have the same file numbers, sizes and, by their age, LSNs below the first backup's.
+    // Two templates with a table of the same file number and size. The pages of the one that comes second have LSNs
+    // below the first one's, so that by LSN alone nothing has changed.
     let fill = |template: &str, value: &str| {
         world
             .session()
@@ -159,8 +160,8 @@ fn reused_oid(test: &str, major: u16) {
         );
         run(session, &[&table, "vacuum (freeze) public.t"]);
     };
-    fill("old", "old");
     fill("new", "new");
+    fill("old", "old");
     let create = |template: &str| {
         world
             .session()
@@ -348,6 +349,106 @@ fn postgresql_15_free_space_and_visibility_maps_are_those_of_production() {
 fn postgresql_18_free_space_and_visibility_maps_are_those_of_production() {
     maps(
         "postgresql_18_free_space_and_visibility_maps_are_those_of_production",
+        18,
+    );
+}
+
+fn fork(test: &str, major: u16) {
+    let Some(mut world) = world(test, major, true) else {
+        return;
+    };
+    run(
+        world.session(),
+        &[
+            "create table public.t as select n, md5(n::text) v from generate_series(1, 10000) n",
+            "vacuum (freeze) public.t",
+        ],
+    );
+    let before_the_fork = world.json(&["backup"]);
+    run(
+        world.session(),
+        &["update public.t set v = 'good' where n <= 100"],
+    );
+    let good = world.digests();
+    let target = world
+        .session()
+        .one("select pg_current_wal_insert_lsn()::text")
+        .expect("lsn")[0]
+        .clone()
+        .expect("an LSN");
+    // The accident, and a backup of it, on the branch that is then left.
+    run(
+        world.session(),
+        &[
+            "update public.t set v = 'bad' where n > 100",
+            "vacuum (freeze) public.t",
+        ],
+    );
+    let of_the_branch = world.json(&["backup"]);
+    world.archive_all();
+
+    // Restored in production's place, adopted, and backed up on the new timeline.
+    world.production.stop(StopMode::Fast).expect("stops");
+    let data = world.production.data_directory().display().to_string();
+    world.json(&["restore", "--to", &target, "--into", &data]);
+    world
+        .production
+        .start_again()
+        .expect("the restored server starts");
+    for _ in 0..600 {
+        let recovering = world
+            .session()
+            .one("select pg_is_in_recovery()")
+            .expect("answers")[0]
+            .clone();
+        if recovering.as_deref() == Some("f") {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(world.digests(), good);
+    world.production.stop(StopMode::Fast).expect("stops");
+    world.json(&["restore", "--adopt", &data]);
+    world.production.start_again().expect("starts as production");
+    run(
+        world.session(),
+        &["update public.t set v = 'new branch' where n <= 50"],
+    );
+    let on_the_new_timeline = backup_equals_production(&world, "second");
+    assert_eq!(on_the_new_timeline["timeline"], 2, "{on_the_new_timeline:#}");
+    let parent = &on_the_new_timeline["parent"];
+    assert_ne!(
+        *parent, of_the_branch["backup"],
+        "a backup of the branch that was left became the parent"
+    );
+    assert!(
+        parent.is_null() || *parent == before_the_fork["backup"],
+        "{parent}"
+    );
+    world.comes_back("back", &[]);
+    world.sound_drill();
+}
+
+#[test]
+fn postgresql_13_a_backup_after_a_fork_has_no_parent_on_the_branch_that_was_left() {
+    fork(
+        "postgresql_13_a_backup_after_a_fork_has_no_parent_on_the_branch_that_was_left",
+        13,
+    );
+}
+
+#[test]
+fn postgresql_15_a_backup_after_a_fork_has_no_parent_on_the_branch_that_was_left() {
+    fork(
+        "postgresql_15_a_backup_after_a_fork_has_no_parent_on_the_branch_that_was_left",
+        15,
+    );
+}
+
+#[test]
+fn postgresql_18_a_backup_after_a_fork_has_no_parent_on_the_branch_that_was_left() {
+    fork(
+        "postgresql_18_a_backup_after_a_fork_has_no_parent_on_the_branch_that_was_left",
         18,
     );
 }
