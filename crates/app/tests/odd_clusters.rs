@@ -134,12 +134,16 @@ fn tablespaces(test: &str, major: u16) {
     let before = listed(&late);
     let ended = world.run(&["drill", "run", "--json"]);
     let facts = ended.json();
-    println!("a tablespace created behind the backup: {}", facts["verdict"]);
-    println!("{:#}", facts["reasons"]);
-    assert_ne!(facts["verdict"], "ABORTED");
-    assert!(
-        ended.code == 0 || facts["reasons"].to_string().contains("tablespace"),
+    // Replay cannot be kept from that path, so the drill says why it cannot look, and tries nothing.
+    assert_eq!(
+        (ended.code, facts["verdict"].as_str()),
+        (4, Some("INCONCLUSIVE")),
         "{facts:#}"
+    );
+    assert!(
+        facts["reasons"].to_string().contains("creates a tablespace"),
+        "{:#}",
+        facts["reasons"]
     );
     assert_eq!(listed(&late), before, "production's tablespace was touched");
     // The next backup holds it, and all is well again.
