@@ -74,15 +74,6 @@ pub(crate) fn lines(plan: &Plan, stop: &Stop) -> Vec<(String, String)> {
         lines.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
     }
     lines.extend(plan.maxima.settings());
-    let inside = plan.tablespaces.iter().any(|known| known.location.is_none())
-        || plan
-            .created_tablespaces
-            .iter()
-            .any(|created| created.location.is_empty());
-    if inside {
-        // Else replay stops in a panic at a folder in pg_tblspc (xlogrecovery.c, CheckTablespaceDirectory).
-        lines.push(("allow_in_place_tablespaces".to_owned(), "on".to_owned()));
-    }
     lines.extend(plan.extra_settings.iter().cloned());
     lines.push(("restore_command".to_owned(), plan.restore_command.clone()));
     for name in TARGETS {

@@ -331,8 +331,11 @@ fn config_text(
         connection = quoted(&arguments.connection),
         data_directory = path(data_directory),
         // For drills, which start a server of their own.
-        programs = programs.map_or(String::new(), |folder| format!("programs = {}\
-", path(folder))),
+        programs = programs.map_or(String::new(), |folder| format!(
+            "programs = {}\
+",
+            path(folder)
+        )),
         copy = quoted(arguments.copy_name()),
         copy_name = arguments.copy_name(),
         url = quoted(url),
