@@ -93,6 +93,9 @@ pub struct Init {
     /// The server's data directory [default: what the server says]
     #[arg(long, value_name = "DIR")]
     pub data_directory: Option<PathBuf>,
+    /// Back up over the replication protocol, also when the data directory is on this host
+    #[arg(long, conflicts_with = "data_directory")]
+    pub protocol: bool,
     /// A name for the cluster
     #[arg(long, value_name = "NAME", default_value = "main")]
     pub cluster: String,

@@ -5,6 +5,8 @@
 //! repository, configuration, settings, so that each step finds what it needs; as root for another account's server
 //! everything that is made belongs to that account.
 
+mod remote;
+
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -35,6 +37,8 @@ struct Plan {
     repository_exists: bool,
     changes: Vec<Change>,
     warnings: Vec<String>,
+    /// The data directory is not at hand: backups come over the replication protocol.
+    protocol: bool,
 }
 
 pub fn run(context: &Context, arguments: &cli::Init) -> Result<u8> {
@@ -83,11 +87,22 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
         statements: Vec::new(),
     };
     let facts = account::ask_server(context, &errand, guess)?;
-    let data_directory = asked_directory.unwrap_or_else(|| facts.data_directory.clone());
-    check_directory(&data_directory, &facts)?;
-    let owner = Account::of(&data_directory)
-        .or(guess)
-        .unwrap_or_else(Account::current);
+    let at_hand = match asked_directory {
+        Some(directory) => Some(directory),
+        None if arguments.protocol || remote::is_elsewhere(&arguments.connection, &facts) => None,
+        None => Some(facts.data_directory.clone()),
+    };
+    if let Some(directory) = &at_hand {
+        check_directory(directory, &facts)?;
+    }
+    let protocol = at_hand.is_none();
+    let data_directory = at_hand.unwrap_or_else(|| facts.data_directory.clone());
+    let owner = match protocol {
+        true => guess.unwrap_or_else(Account::current),
+        false => Account::of(&data_directory)
+            .or(guess)
+            .unwrap_or_else(Account::current),
+    };
 
     let config_file = absolute(
         context
@@ -122,9 +137,18 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
     }
     let program = context.program()?;
     let wanted = settings::archive_command(&program, &config_file, &arguments.cluster)?;
-    let changes = settings::changes(&facts, &wanted, arguments.replace_archive_command)?;
-    let warnings = warnings(&facts, &data_directory, owner);
-    let config_text = config_text(arguments, &url, &data_directory, &key);
+    let (changes, warnings) = match protocol {
+        // archive_command runs on the server's host, where this configuration is not.
+        true => (
+            settings::changes_elsewhere(&facts),
+            remote::warnings(&arguments.connection, &facts),
+        ),
+        false => (
+            settings::changes(&facts, &wanted, arguments.replace_archive_command)?,
+            warnings(&facts, &data_directory, owner),
+        ),
+    };
+    let config_text = config_text(arguments, &url, (!protocol).then_some(&*data_directory), &key);
     Ok(Plan {
         facts,
         owner,
@@ -137,6 +161,7 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
         repository_exists,
         changes,
         warnings,
+        protocol,
     })
 }
 
@@ -277,7 +302,12 @@ fn warnings(facts: &ServerFacts, data_directory: &Path, owner: Account) -> Vec<S
     warnings
 }
 
-fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &KeySource) -> String {
+fn config_text(
+    arguments: &cli::Init,
+    url: &str,
+    data_directory: Option<&Path>,
+    key: &KeySource,
+) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let path = |path: &Path| quoted(&path.display().to_string());
     format!(
@@ -285,7 +315,7 @@ fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &Ke
          \n\
          [cluster.{cluster}]\n\
          connection = {connection}\n\
-         data_directory = {data_directory}\n\
+         {data_directory}\
          copies = [{copy}]\n\
          acknowledge = 1                  # in how many copies a WAL segment must be safe before PostgreSQL may drop it\n\
          \n\
@@ -305,7 +335,10 @@ fn config_text(arguments: &cli::Init, url: &str, data_directory: &Path, key: &Ke
          target = \"bracket\"\n",
         cluster = arguments.cluster,
         connection = quoted(&arguments.connection),
-        data_directory = path(data_directory),
+        data_directory = match data_directory {
+            Some(directory) => format!("data_directory = {}\n", path(directory)),
+            None => "# no data_directory: backups come over the replication protocol\n".to_owned(),
+        },
         copy = quoted(&arguments.copy),
         copy_name = arguments.copy,
         url = quoted(url),
@@ -423,7 +456,10 @@ fn give_tree(folder: &Path, owner: Account) -> Result<()> {
 fn apply(context: &Context, arguments: &cli::Init, plan: &Plan) -> Result<ServerFacts> {
     let config_file = plan.config_file.as_os_str();
     let words = ["--config".as_ref(), config_file, "key".as_ref(), "show".as_ref()];
-    let (works, said) = account::run_as(context, Some(plan.owner), &words)?;
+    let (works, said) = match plan.protocol {
+        true => (true, String::new()),
+        false => account::run_as(context, Some(plan.owner), &words)?,
+    };
     if !works {
         return Err(Error::new(
             "archive-command-unusable",
@@ -463,7 +499,7 @@ fn show(
         || (after.is_none() && plan.changes.iter().any(|change| change.restart));
     let wanted = settings::archive_command(&context.program()?, &plan.config_file, &arguments.cluster)?;
     // archive_command is only shown by the server while archive_mode is on.
-    let overridden = after.is_some_and(|facts| {
+    let overridden = !plan.protocol && after.is_some_and(|facts| {
         facts.archive_mode != "off" && settings::archiving(facts, &wanted) != settings::Archiving::Ours
     });
     if context.json {
@@ -479,6 +515,7 @@ fn show(
                 "conditional_creation": conditional_creation,
             },
             "owner": plan.owner.name(),
+            "method": if plan.protocol { "protocol" } else { "files" },
             "changes": plan.changes,
             "applied": after.is_some() && !overridden,
             "restart_due": restart,
@@ -497,11 +534,15 @@ fn show(
         facts.wal_level,
         facts.archive_mode,
     ));
-    line(format!(
-        "Data directory: {} (owner {})",
-        facts.data_directory.display(),
-        plan.owner.name()
-    ));
+    if plan.protocol {
+        line("Data directory: not on this host; backups come over the replication protocol".to_owned());
+    } else {
+        line(format!(
+            "Data directory: {} (owner {})",
+            facts.data_directory.display(),
+            plan.owner.name()
+        ));
+    }
     let state = |existed: bool| match (existed, arguments.dry_run) {
         (true, _) => "exists, left as it is",
         (false, true) => "would be written",
@@ -532,6 +573,12 @@ fn show(
         line(format!("Warning: {warning}"));
     }
     line(String::new());
+    if plan.protocol {
+        for text in remote::needs(&arguments.connection, facts, &arguments.cluster) {
+            line(text);
+        }
+        line(String::new());
+    }
     if plan.changes.is_empty() {
         line("PostgreSQL's settings are already right.".to_owned());
     } else {
