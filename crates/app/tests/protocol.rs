@@ -221,6 +221,11 @@ fn a_server_that_does_not_archive_streams_its_wal_beside_the_backup_under_load()
     let check = run(&world, &protocol, &["check", "--json"]).ok().json();
     assert_eq!(check["failed"], 0, "{check:#}");
 
+    // The server's own archiver has claimed the timeline: taking it over is a step of its own.
+    let second = run(&world, &protocol, &["backup", "--json"]);
+    assert!(second.stderr.contains("[wal-second-writer]"), "{}", second.stderr);
+    run(&world, &protocol, &["wal", "take-over", "--reason", "the archiver is gone"]).ok();
+
     let load = testing::Workload::start(&world.production.conninfo(), 2).expect("load");
     std::thread::sleep(Duration::from_millis(500));
     let made = backup(&world, &protocol);
@@ -379,6 +384,76 @@ fn a_connection_that_is_cut_leaves_nothing_but_packs_that_the_next_run_uses() {
     let made = backup(&world, &protocol);
     assert!(number(&made, "pages_stored") > 0);
     world.run(&["verify", "--json"]).ok();
+}
+
+#[test]
+fn a_server_that_is_killed_while_it_sends_leaves_the_state_intact() {
+    let Some(mut world) = World::start("a_server_that_is_killed_while_it_sends_leaves_the_state_intact") else {
+        return;
+    };
+    world.session().execute(TABLES).expect("tables");
+    let socket = world
+        .production
+        .socket_directory()
+        .join(format!(".s.PGSQL.{}", world.production.port()));
+    let (port, passed) = slow_proxy(socket);
+    let user = world.session().one("select current_user").expect("user")[0].clone().expect("user");
+    let connection = format!("host=127.0.0.1 port={port} user={user} dbname=postgres sslmode=disable");
+    let slow = configuration(&world, "slow.toml", &connection, "");
+    let child = world
+        .command_with(&slow, &["backup", "--json"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while passed.load(Ordering::Relaxed) < 8 << 20 {
+        assert!(std::time::Instant::now() < end, "the backup does not come so far");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    world.production.stop(StopMode::Immediate).expect("stop");
+    let output = child.wait_with_output().expect("the program ends");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("[replication-lost]") || stderr.contains("[connection-lost]"), "{stderr}");
+    world.production.start_again().expect("start");
+    assert_eq!(world.json(&["list"])["backups"].as_array().map(Vec::len), Some(0));
+    let protocol = configuration(&world, "protocol.toml", &world.production.conninfo(), "");
+    backup(&world, &protocol);
+}
+
+/// Passes bytes on, the server's about 4 MB in a second, and counts them.
+fn slow_proxy(server: PathBuf) -> (u16, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("port");
+    let port = listener.local_addr().expect("address").port();
+    let passed = Arc::new(AtomicU64::new(0));
+    let counted = passed.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(upstream) = std::os::unix::net::UnixStream::connect(&server) else { continue };
+            let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), upstream.try_clone()) else { continue };
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from_client, &mut to_server);
+                let _ = to_server.shutdown(std::net::Shutdown::Write);
+            });
+            let counted = counted.clone();
+            std::thread::spawn(move || {
+                let (mut server, mut client) = (upstream, client);
+                let mut buffer = vec![0; 16 << 10];
+                while let Ok(count) = server.read(&mut buffer) {
+                    if count == 0 || client.write_all(&buffer[..count]).is_err() {
+                        break;
+                    }
+                    counted.fetch_add(count as u64, Ordering::Relaxed);
+                    if count == buffer.len() {
+                        std::thread::sleep(Duration::from_millis(4));
+                    }
+                }
+                let _ = client.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    (port, passed)
 }
 
 #[test]

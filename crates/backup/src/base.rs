@@ -44,6 +44,8 @@ pub use plan::{
     Connection, Method, Plan, PlanOptions, ProtocolOptions, RetiringPack, WalSource, plan,
 };
 
+pub use wal_stream::streaming_writer;
+
 /// What the caller decides about a run. The clock is the caller's.
 pub struct BaseBackupOptions<'a> {
     /// Worker threads, each with a pack of its own; 0 counts as 1.

@@ -90,7 +90,12 @@ fn attempt<'env>(
     // The slot is there before the backup begins: WAL from before its start is kept.
     let prepared = match plan.wal {
         WalSource::Archived => None,
-        WalSource::Streamed => Some(wal_stream::prepare(conninfo, started_at)?),
+        WalSource::Streamed => {
+            // Hard rule 19, before the server is put to any work.
+            let writer = wal_stream::streaming_writer(&protocol.host_id);
+            repository.claim(server.system_identifier, server.timeline, &writer, started_at)?;
+            Some(wal_stream::prepare(conninfo, started_at)?)
+        }
     };
     let name = format!("pgproof backup {}-{}", std::process::id(), started_at.as_microsecond());
     let replication = ReplicationSession::connect(conninfo, &name, CONNECT_LIMIT)?;

@@ -61,6 +61,14 @@ impl Control {
     }
 }
 
+/// Who writes streamed WAL, in a claim on a timeline: this host, whichever connection it comes over.
+pub fn streaming_writer(host_id: &str) -> Writer {
+    Writer {
+        host_id: host_id.to_owned(),
+        data_directory: "(streamed over the replication protocol)".into(),
+    }
+}
+
 /// What is streamed, from where on.
 pub(super) struct Streamed<'a> {
     pub(super) repository: &'a ClusterRepository,
@@ -97,10 +105,7 @@ pub(super) fn run(prepared: Prepared, streamed: &Streamed<'_>, control: &Control
 
 fn stream(mut prepared: Prepared, streamed: &Streamed<'_>, control: &Control) -> Result<()> {
     let size = u64::from(streamed.wal_segment_size);
-    let writer = Writer {
-        host_id: streamed.host_id.to_owned(),
-        data_directory: "(streamed over the replication protocol)".into(),
-    };
+    let writer = streaming_writer(streamed.host_id);
     let push = |name: String, bytes: Vec<u8>| {
         let received = Received {
             system: streamed.system,
