@@ -245,6 +245,8 @@ pub enum Wal {
     Push(WalPush),
     /// For restore_command: place one WAL file (0 placed, 1 absent, 126 anything else)
     Get(WalGet),
+    /// Keep a server's WAL without its archiver: stream it, until told to end
+    Receive(WalReceive),
     /// Make this server the one that archives its timeline, when it has replaced another for good
     TakeOver(WalTakeOver),
     /// What the archive holds, by timeline
@@ -259,6 +261,16 @@ pub struct WalPush {
     pub cluster: Option<String>,
     /// The file (%p), relative to the data directory
     pub path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct WalReceive {
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// The physical replication slot that keeps WAL until it is safe; made when it is missing [default:
+    /// pgproof_CLUSTER]
+    #[arg(long, value_name = "NAME")]
+    pub slot: Option<String>,
 }
 
 #[derive(Debug, Args)]

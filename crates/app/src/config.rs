@@ -348,7 +348,8 @@ impl Configuration {
             Some("archived") => Some(backup::base::WalSource::Archived),
             Some("streamed") if section.data_directory.is_none() => Some(backup::base::WalSource::Streamed),
             Some("streamed") => {
-                let message = format!("cluster {name:?} has a data_directory: its WAL comes from the archiver");
+                let message =
+                    format!("cluster {name:?} has a data_directory: its WAL comes from the archiver");
                 return Err(self.wrong(&key, message));
             }
             Some(other) => {

@@ -52,7 +52,9 @@ fn backup(world: &World, configuration: &Path) -> Value {
 }
 
 fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value:#}"))
+    value[key]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{key} in {value:#}"))
 }
 
 /// A port that nobody listens on just now.
@@ -83,26 +85,63 @@ fn certificates(folder: &Path) {
         openssl(
             folder,
             &[
-                "req", "-x509", "-newkey", "rsa:2048", "-nodes", hash, "-days", "30", "-subj", "/CN=test authority",
-                "-keyout", &key, "-out", &certificate,
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                hash,
+                "-days",
+                "30",
+                "-subj",
+                "/CN=test authority",
+                "-keyout",
+                &key,
+                "-out",
+                &certificate,
             ],
         );
     }
     openssl(
         folder,
         &[
-            "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", "server.key", "-out",
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            "server.key",
+            "-out",
             "server.csr",
         ],
     );
-    std::fs::write(folder.join("server.ext"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n")
-        .expect("extensions");
+    std::fs::write(
+        folder.join("server.ext"),
+        "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n",
+    )
+    .expect("extensions");
     // SHA-384: channel binding has to take its hash from the certificate.
     openssl(
         folder,
         &[
-            "x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30",
-            "-sha384", "-extfile", "server.ext", "-out", "server.crt",
+            "x509",
+            "-req",
+            "-in",
+            "server.csr",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "30",
+            "-sha384",
+            "-extfile",
+            "server.ext",
+            "-out",
+            "server.crt",
         ],
     );
 }
@@ -155,7 +194,10 @@ fn backups_over_the_protocol_share_pages_with_those_that_read_files_and_restore_
     let space = world.production.scratch().subfolder("space").expect("folder");
     world
         .session()
-        .execute(&format!("create tablespace elsewhere location '{}'", space.display()))
+        .execute(&format!(
+            "create tablespace elsewhere location '{}'",
+            space.display()
+        ))
         .expect("tablespace");
     world
         .session()
@@ -189,16 +231,30 @@ fn backups_over_the_protocol_share_pages_with_those_that_read_files_and_restore_
 
     let before = testing::row_digest(&world.production.conninfo()).expect("digest");
     world.archive_all();
-    for (name, configuration) in [("by-files", world.scratch().join("pgproof.toml")), ("by-protocol", protocol)] {
+    for (name, configuration) in [
+        ("by-files", world.scratch().join("pgproof.toml")),
+        ("by-protocol", protocol),
+    ] {
         let into = world.scratch().join(name);
         run(
             &world,
             &configuration,
-            &["restore", "--to", "latest", "--into", &into.display().to_string(), "--json"],
+            &[
+                "restore",
+                "--to",
+                "latest",
+                "--into",
+                &into.display().to_string(),
+                "--json",
+            ],
         )
         .ok();
         let restored = world.start_restored(&into);
-        assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), before, "{name}");
+        assert_eq!(
+            testing::row_digest(&restored.conninfo()).expect("digest"),
+            before,
+            "{name}"
+        );
         restored.stop();
     }
     let verify = world.run(&["verify", "--json"]).ok().json();
@@ -207,7 +263,8 @@ fn backups_over_the_protocol_share_pages_with_those_that_read_files_and_restore_
 
 #[test]
 fn a_server_that_does_not_archive_streams_its_wal_beside_the_backup_under_load() {
-    let Some(mut world) = World::start("a_server_that_does_not_archive_streams_its_wal_beside_the_backup_under_load")
+    let Some(mut world) =
+        World::start("a_server_that_does_not_archive_streams_its_wal_beside_the_backup_under_load")
     else {
         return;
     };
@@ -224,7 +281,12 @@ fn a_server_that_does_not_archive_streams_its_wal_beside_the_backup_under_load()
     // The server's own archiver has claimed the timeline: taking it over is a step of its own.
     let second = run(&world, &protocol, &["backup", "--json"]);
     assert!(second.stderr.contains("[wal-second-writer]"), "{}", second.stderr);
-    run(&world, &protocol, &["wal", "take-over", "--reason", "the archiver is gone"]).ok();
+    run(
+        &world,
+        &protocol,
+        &["wal", "take-over", "--reason", "the archiver is gone"],
+    )
+    .ok();
 
     let load = testing::Workload::start(&world.production.conninfo(), 2).expect("load");
     std::thread::sleep(Duration::from_millis(500));
@@ -241,11 +303,21 @@ fn a_server_that_does_not_archive_streams_its_wal_beside_the_backup_under_load()
     run(
         &world,
         &protocol,
-        &["restore", "--to", "immediate", "--into", &into.display().to_string(), "--json"],
+        &[
+            "restore",
+            "--to",
+            "immediate",
+            "--into",
+            &into.display().to_string(),
+            "--json",
+        ],
     )
     .ok();
     let restored = world.start_restored(&into);
-    let orders = restored.session().one("select count(*), sum(id) from public.orders").expect("rows");
+    let orders = restored
+        .session()
+        .one("select count(*), sum(id) from public.orders")
+        .expect("rows");
     assert_eq!(orders[0].as_deref(), Some("60000"));
     restored.stop();
 }
@@ -255,7 +327,11 @@ fn tls_scram_and_what_is_refused() {
     let Some(mut world) = World::start("tls_scram_and_what_is_refused") else {
         return;
     };
-    if world.session().one("select 1 from pg_settings where name = 'ssl_library' and setting <> ''").is_err() {
+    if world
+        .session()
+        .one("select 1 from pg_settings where name = 'ssl_library' and setting <> ''")
+        .is_err()
+    {
         eprintln!("SKIPPED: this PostgreSQL was built without TLS");
         return;
     }
@@ -275,7 +351,11 @@ fn tls_scram_and_what_is_refused() {
     let good = configuration(
         &world,
         "good.toml",
-        &base("localhost", "replicator", &format!("{verify} channel_binding=require")),
+        &base(
+            "localhost",
+            "replicator",
+            &format!("{verify} channel_binding=require"),
+        ),
         "",
     );
     let check = run(&world, &good, &["check", "--json"]).ok().json();
@@ -285,22 +365,49 @@ fn tls_scram_and_what_is_refused() {
     let made = backup(&world, &good);
     assert!(number(&made, "pages_stored") > 1500, "{made:#}");
 
-    let other = format!("sslmode=verify-full sslrootcert={}", tls.join("other.crt").display());
+    let other = format!(
+        "sslmode=verify-full sslrootcert={}",
+        tls.join("other.crt").display()
+    );
     let ca = format!("sslmode=verify-ca sslrootcert={}", tls.join("ca.crt").display());
     overwrite_new(&world.scratch().join("wrong"), b"*:*:*:*:another\n");
     let wrong = base("localhost", "replicator", &verify).replace("/passwords", "/wrong");
     for (what, connection, code) in [
-        ("another host's certificate", base("db.example.org", "replicator", &verify), "tls-certificate"),
-        ("another authority", base("localhost", "replicator", &other), "tls-certificate"),
-        ("no root", base("localhost", "replicator", "sslmode=verify-full"), "tls-root-missing"),
+        (
+            "another host's certificate",
+            base("db.example.org", "replicator", &verify),
+            "tls-certificate",
+        ),
+        (
+            "another authority",
+            base("localhost", "replicator", &other),
+            "tls-certificate",
+        ),
+        (
+            "no root",
+            base("localhost", "replicator", "sslmode=verify-full"),
+            "tls-root-missing",
+        ),
         ("a wrong password", wrong, "server-refused"),
-        ("no TLS", base("localhost", "replicator", "sslmode=disable"), "server-refused"),
-        ("no REPLICATION", base("localhost", "plain", &verify), "replication-permission"),
+        (
+            "no TLS",
+            base("localhost", "replicator", "sslmode=disable"),
+            "server-refused",
+        ),
+        (
+            "no REPLICATION",
+            base("localhost", "plain", &verify),
+            "replication-permission",
+        ),
     ] {
         let configuration = configuration(&world, "refused.toml", &connection, "");
         let ended = run(&world, &configuration, &["backup", "--json"]);
         assert_ne!(ended.code, 0, "{what}");
-        assert!(ended.stderr.contains(&format!("[{code}]")), "{what}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains(&format!("[{code}]")),
+            "{what}: {}",
+            ended.stderr
+        );
         assert!(!ended.stderr.contains("a secret"), "{what}: {}", ended.stderr);
     }
     // verify-ca looks at the authority alone.
@@ -321,38 +428,64 @@ fn overwrite_new(path: &Path, content: &[u8]) {
     give_to_account(path);
 }
 
-/// Passes bytes on until so many came from the server on one connection; then it cuts both ends.
-fn cutting_proxy(server: PathBuf, after_bytes: u64) -> (u16, Arc<AtomicU64>) {
+/// What happens to a connection when so many bytes came from the server.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    Cut,
+    /// One bit of the stream arrives wrong.
+    Flip,
+}
+
+/// Passes bytes on, until it does something else on each connection that carries so much.
+fn faulty_proxy(server: PathBuf, after_bytes: u64, fault: Fault) -> (u16, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("port");
     let port = listener.local_addr().expect("address").port();
     let cuts = Arc::new(AtomicU64::new(0));
     let counted = cuts.clone();
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            let Ok(upstream) = std::os::unix::net::UnixStream::connect(&server) else { continue };
-            let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), upstream.try_clone()) else { continue };
+            let Ok(upstream) = std::os::unix::net::UnixStream::connect(&server) else {
+                continue;
+            };
+            let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), upstream.try_clone()) else {
+                continue;
+            };
             std::thread::spawn(move || {
                 let _ = std::io::copy(&mut from_client, &mut to_server);
                 let _ = to_server.shutdown(std::net::Shutdown::Write);
             });
             let counted = counted.clone();
-            std::thread::spawn(move || pass_back(upstream, client, after_bytes, &counted));
+            std::thread::spawn(move || pass_back(upstream, client, after_bytes, fault, &counted));
         }
     });
     (port, cuts)
 }
 
-fn pass_back(mut server: std::os::unix::net::UnixStream, mut client: TcpStream, after_bytes: u64, cuts: &AtomicU64) {
+fn pass_back(
+    mut server: std::os::unix::net::UnixStream,
+    mut client: TcpStream,
+    after_bytes: u64,
+    fault: Fault,
+    faults: &AtomicU64,
+) {
     let mut passed = 0;
     let mut buffer = vec![0; 64 << 10];
+    let mut done = false;
     while let Ok(count) = server.read(&mut buffer) {
+        passed += count as u64;
+        let now = passed > after_bytes && !done && count > 0;
+        if now && fault == Fault::Flip {
+            buffer[count / 2] ^= 0x10;
+        }
         if count == 0 || client.write_all(&buffer[..count]).is_err() {
             break;
         }
-        passed += count as u64;
-        if passed > after_bytes {
-            cuts.fetch_add(1, Ordering::Relaxed);
-            break;
+        if now {
+            done = true;
+            faults.fetch_add(1, Ordering::Relaxed);
+            if fault == Fault::Cut {
+                break;
+            }
         }
     }
     let _ = client.shutdown(std::net::Shutdown::Both);
@@ -361,7 +494,9 @@ fn pass_back(mut server: std::os::unix::net::UnixStream, mut client: TcpStream, 
 
 #[test]
 fn a_connection_that_is_cut_leaves_nothing_but_packs_that_the_next_run_uses() {
-    let Some(world) = World::start("a_connection_that_is_cut_leaves_nothing_but_packs_that_the_next_run_uses") else {
+    let Some(world) =
+        World::start("a_connection_that_is_cut_leaves_nothing_but_packs_that_the_next_run_uses")
+    else {
         return;
     };
     world.session().execute(TABLES).expect("tables");
@@ -369,8 +504,10 @@ fn a_connection_that_is_cut_leaves_nothing_but_packs_that_the_next_run_uses() {
         .production
         .socket_directory()
         .join(format!(".s.PGSQL.{}", world.production.port()));
-    let (port, cuts) = cutting_proxy(socket, 20 << 20);
-    let user = world.session().one("select current_user").expect("user")[0].clone().expect("user");
+    let (port, cuts) = faulty_proxy(socket, 20 << 20, Fault::Cut);
+    let user = world.session().one("select current_user").expect("user")[0]
+        .clone()
+        .expect("user");
     let connection = format!("host=127.0.0.1 port={port} user={user} dbname=postgres sslmode=disable");
     let cut = configuration(&world, "cut.toml", &connection, "");
     let ended = run(&world, &cut, &["backup", "--json"]);
@@ -387,8 +524,104 @@ fn a_connection_that_is_cut_leaves_nothing_but_packs_that_the_next_run_uses() {
 }
 
 #[test]
+fn a_bit_that_arrives_wrong_is_found_by_the_servers_manifest() {
+    let Some(world) = World::start("a_bit_that_arrives_wrong_is_found_by_the_servers_manifest") else {
+        return;
+    };
+    world.session().execute(TABLES).expect("tables");
+    let socket = world
+        .production
+        .socket_directory()
+        .join(format!(".s.PGSQL.{}", world.production.port()));
+    let (port, flips) = faulty_proxy(socket, 20 << 20, Fault::Flip);
+    let user = world.session().one("select current_user").expect("user")[0]
+        .clone()
+        .expect("user");
+    let connection = format!("host=127.0.0.1 port={port} user={user} dbname=postgres sslmode=disable");
+    let flipped = configuration(&world, "flipped.toml", &connection, "");
+    let ended = run(&world, &flipped, &["backup", "--json"]);
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(flips.load(Ordering::Relaxed) >= 1);
+    assert!(
+        ended.stderr.contains("[backup-stream-mismatch]") || ended.stderr.contains("[backup-stream-damaged]"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(world.json(&["list"])["backups"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn configuration_outside_and_a_tablespace_in_place_come_through() {
+    let Some(mut world) = World::start("configuration_outside_and_a_tablespace_in_place_come_through") else {
+        return;
+    };
+    let outside = world.production.scratch().subfolder("etc").expect("folder");
+    let hba = outside.join("pg_hba.conf");
+    overwrite_new(&hba, b"local all all trust\nlocal replication all trust\n");
+    world.production.stop(StopMode::Fast).expect("stop");
+    let options = world.production.start_options();
+    options
+        .settings
+        .push(("hba_file".into(), hba.display().to_string()));
+    world.production.start_again().expect("start");
+    world.session().execute(TABLES).expect("tables");
+    let in_place = world.session().version_num() >= 150_000;
+    if in_place {
+        let mut session = world.session();
+        for statement in [
+            "set allow_in_place_tablespaces = on",
+            "create tablespace inside location ''",
+            "create table public.inner tablespace inside as select n from generate_series(1, 5000) n",
+        ] {
+            session.execute(statement).expect(statement);
+        }
+    }
+    let protocol = configuration(&world, "protocol.toml", &world.production.conninfo(), "");
+    let ended = run(&world, &protocol, &["backup", "--json"]);
+    let minor_without = ended.stderr.contains("[tablespace-not-sent]");
+    if minor_without {
+        eprintln!("this minor version does not send tablespaces in place, and the backup says so");
+        return;
+    }
+    let made = ended.ok().json();
+    let id = made["backup"].as_str().expect("id").to_owned();
+    let shown = run(&world, &protocol, &["backup", "--dry-run", "--json"])
+        .ok()
+        .json();
+    assert!(shown.to_string().contains("etc/pg_hba.conf"), "{shown:#}");
+    let before = testing::row_digest(&world.production.conninfo()).expect("digest");
+    world.archive_all();
+    let into = world.scratch().join("restored");
+    let plan = run(
+        &world,
+        &protocol,
+        &[
+            "restore",
+            "--backup",
+            &id,
+            "--to",
+            "latest",
+            "--into",
+            &into.display().to_string(),
+            "--json",
+        ],
+    )
+    .ok();
+    assert!(plan.stdout.contains("was not captured"), "{}", plan.stdout);
+    let hba = std::fs::read_to_string(into.join("pg_hba.conf")).expect("pg_hba.conf");
+    assert!(
+        hba.contains("Generated by pgproof") || hba.contains("trust"),
+        "{hba}"
+    );
+    let restored = world.start_restored(&into);
+    assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), before);
+    restored.stop();
+}
+
+#[test]
 fn a_server_that_is_killed_while_it_sends_leaves_the_state_intact() {
-    let Some(mut world) = World::start("a_server_that_is_killed_while_it_sends_leaves_the_state_intact") else {
+    let Some(mut world) = World::start("a_server_that_is_killed_while_it_sends_leaves_the_state_intact")
+    else {
         return;
     };
     world.session().execute(TABLES).expect("tables");
@@ -397,7 +630,9 @@ fn a_server_that_is_killed_while_it_sends_leaves_the_state_intact() {
         .socket_directory()
         .join(format!(".s.PGSQL.{}", world.production.port()));
     let (port, passed) = slow_proxy(socket);
-    let user = world.session().one("select current_user").expect("user")[0].clone().expect("user");
+    let user = world.session().one("select current_user").expect("user")[0]
+        .clone()
+        .expect("user");
     let connection = format!("host=127.0.0.1 port={port} user={user} dbname=postgres sslmode=disable");
     let slow = configuration(&world, "slow.toml", &connection, "");
     let child = world
@@ -415,11 +650,122 @@ fn a_server_that_is_killed_while_it_sends_leaves_the_state_intact() {
     let output = child.wait_with_output().expect("the program ends");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("[replication-lost]") || stderr.contains("[connection-lost]"), "{stderr}");
+    assert!(
+        stderr.contains("[replication-lost]") || stderr.contains("[connection-lost]"),
+        "{stderr}"
+    );
     world.production.start_again().expect("start");
     assert_eq!(world.json(&["list"])["backups"].as_array().map(Vec::len), Some(0));
     let protocol = configuration(&world, "protocol.toml", &world.production.conninfo(), "");
     backup(&world, &protocol);
+}
+
+/// Runs `wal receive` until it is dropped.
+struct Receiver(std::process::Child);
+
+impl Receiver {
+    fn start(world: &World, configuration: &Path) -> Receiver {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(world.scratch().join("receive.log"))
+            .expect("log");
+        let child = world
+            .command_with(configuration, &["wal", "receive"])
+            .stdout(log.try_clone().expect("log"))
+            .stderr(log)
+            .spawn()
+            .expect("the receiver starts");
+        Receiver(child)
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_receiver_that_was_killed_goes_on_without_a_gap_and_recovery_reaches_any_moment() {
+    let name = "a_receiver_that_was_killed_goes_on_without_a_gap_and_recovery_reaches_any_moment";
+    let Some(mut world) = World::start(name) else {
+        return;
+    };
+    world.session().execute(TABLES).expect("tables");
+    world.production.stop(StopMode::Fast).expect("stop");
+    let options = world.production.start_options();
+    options.settings.retain(|(name, _)| name != "archive_mode");
+    options.settings.push(("archive_mode".into(), "off".into()));
+    world.production.start_again().expect("start");
+    let protocol = configuration(
+        &world,
+        "protocol.toml",
+        &world.production.conninfo(),
+        "wal = \"archived\"",
+    );
+    run(&world, &protocol, &["wal", "take-over"]).ok();
+    let receiver = Receiver::start(&world, &protocol);
+    let connected = |world: &World| {
+        let rows = world
+            .session()
+            .rows("select 1 from pg_stat_replication where application_name like 'pgproof receive%'")
+            .expect("senders");
+        !rows.is_empty()
+    };
+    let wait_for = |what: &str, holds: &dyn Fn() -> bool| {
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            let log = std::fs::read_to_string(world.scratch().join("receive.log")).unwrap_or_default();
+            assert!(std::time::Instant::now() < end, "{what}:\n{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait_for("the receiver connects", &|| connected(&world));
+    let made = backup(&world, &protocol);
+    assert!(number(&made, "pages_stored") > 0);
+    let load = testing::Workload::start(&world.production.conninfo(), 2).expect("load");
+    for _ in 0..3 {
+        cluster::archiving::switch_wal(&mut world.session()).expect("switch");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    drop(receiver); // SIGKILL
+    for _ in 0..3 {
+        cluster::archiving::switch_wal(&mut world.session()).expect("switch");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let _receiver = Receiver::start(&world, &protocol);
+    load.stop().expect("the load ends");
+    let before = testing::row_digest(&world.production.conninfo()).expect("digest");
+    let end = cluster::archiving::switch_wal(&mut world.session()).expect("switch");
+    wait_for("the slot is told", &|| {
+        let row = world
+            .session()
+            .one(&format!(
+                "select bool_and(restart_lsn >= '{end}') from pg_replication_slots"
+            ))
+            .expect("slot");
+        row[0].as_deref() == Some("t")
+    });
+    run(&world, &protocol, &["wal", "gaps"]).ok();
+    let into = world.scratch().join("restored");
+    run(
+        &world,
+        &protocol,
+        &[
+            "restore",
+            "--to",
+            "latest",
+            "--into",
+            &into.display().to_string(),
+            "--json",
+        ],
+    )
+    .ok();
+    let restored = world.start_restored(&into);
+    assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), before);
+    restored.stop();
 }
 
 /// Passes bytes on, the server's about 4 MB in a second, and counts them.
@@ -430,8 +776,12 @@ fn slow_proxy(server: PathBuf) -> (u16, Arc<AtomicU64>) {
     let counted = passed.clone();
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            let Ok(upstream) = std::os::unix::net::UnixStream::connect(&server) else { continue };
-            let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), upstream.try_clone()) else { continue };
+            let Ok(upstream) = std::os::unix::net::UnixStream::connect(&server) else {
+                continue;
+            };
+            let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), upstream.try_clone()) else {
+                continue;
+            };
             std::thread::spawn(move || {
                 let _ = std::io::copy(&mut from_client, &mut to_server);
                 let _ = to_server.shutdown(std::net::Shutdown::Write);
@@ -459,9 +809,14 @@ fn slow_proxy(server: PathBuf) -> (u16, Arc<AtomicU64>) {
 #[test]
 fn a_page_that_is_damaged_on_the_server_fails_the_backup_over_the_protocol_by_name() {
     let name = "a_page_that_is_damaged_on_the_server_fails_the_backup_over_the_protocol_by_name";
-    let Some(mut world) = World::start(name) else { return };
+    let Some(mut world) = World::start(name) else {
+        return;
+    };
     world.session().execute(TABLES).expect("tables");
-    let path = world.session().one("select pg_relation_filepath('public.notes')").expect("path")[0]
+    let path = world
+        .session()
+        .one("select pg_relation_filepath('public.notes')")
+        .expect("path")[0]
         .clone()
         .expect("path");
     world.production.stop(StopMode::Fast).expect("stop");
@@ -474,5 +829,9 @@ fn a_page_that_is_damaged_on_the_server_fails_the_backup_over_the_protocol_by_na
     let protocol = configuration(&world, "protocol.toml", &world.production.conninfo(), "");
     let ended = run(&world, &protocol, &["backup", "--json"]);
     assert_eq!(ended.code, 1, "{}", ended.stderr);
-    assert!(ended.stderr.contains("[backup-server-checksum]"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("[backup-server-checksum]"),
+        "{}",
+        ended.stderr
+    );
 }

@@ -74,7 +74,10 @@ impl Standby {
 
     /// Waits until the standby has replayed what the primary has written so far.
     fn catch_up(&self, world: &World) {
-        let lsn = world.session().one("select pg_current_wal_insert_lsn()").expect("lsn")[0]
+        let lsn = world
+            .session()
+            .one("select pg_current_wal_insert_lsn()")
+            .expect("lsn")[0]
             .clone()
             .expect("lsn");
         let end = Instant::now() + Duration::from_secs(60);
@@ -126,7 +129,9 @@ fn run(world: &World, configuration: &Path, arguments: &[&str]) -> Ended {
 #[test]
 fn a_backup_of_a_standby_restores_the_primarys_rows_by_files_and_over_the_protocol() {
     let name = "a_backup_of_a_standby_restores_the_primarys_rows_by_files_and_over_the_protocol";
-    let Some(mut world) = World::start(name) else { return };
+    let Some(mut world) = World::start(name) else {
+        return;
+    };
     world
         .session()
         .execute(
@@ -151,10 +156,20 @@ fn a_backup_of_a_standby_restores_the_primarys_rows_by_files_and_over_the_protoc
         let id = backup["backup"].as_str().expect("id");
         let into = world.scratch().join(format!("restored-{id}"));
         world.json(&[
-            "restore", "--backup", id, "--to", "latest", "--into", &into.display().to_string(),
+            "restore",
+            "--backup",
+            id,
+            "--to",
+            "latest",
+            "--into",
+            &into.display().to_string(),
         ]);
         let restored = world.start_restored(&into);
-        assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), before, "{id}");
+        assert_eq!(
+            testing::row_digest(&restored.conninfo()).expect("digest"),
+            before,
+            "{id}"
+        );
         restored.stop();
     }
 }
@@ -162,7 +177,9 @@ fn a_backup_of_a_standby_restores_the_primarys_rows_by_files_and_over_the_protoc
 #[test]
 fn a_standby_that_is_promoted_or_whose_primary_writes_no_full_pages_is_refused_by_name() {
     let name = "a_standby_that_is_promoted_or_whose_primary_writes_no_full_pages_is_refused_by_name";
-    let Some(mut world) = World::start(name) else { return };
+    let Some(mut world) = World::start(name) else {
+        return;
+    };
     let standby = Standby::start(&mut world);
     let execute = |statement: &str| drop(world.session().execute(statement).expect(statement));
     execute("create table public.t as select n from generate_series(1, 1000) n");
@@ -198,4 +215,84 @@ fn a_standby_that_is_promoted_or_whose_primary_writes_no_full_pages_is_refused_b
     assert_eq!(error.code(), "backup-aborted", "{}", error.render());
     let list = world.json(&["list"]);
     assert_eq!(list["backups"].as_array().map(Vec::len), Some(0), "{list:#}");
+
+    // It is a primary of timeline 2 now, whose history comes over the wire.
+    world
+        .production
+        .stop(StopMode::Immediate)
+        .expect("the old primary stops");
+    let promoted = configuration(&world, &standby, "promoted.toml", false);
+    let text = std::fs::read_to_string(&promoted).expect("configuration");
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("primary_connection"))
+        .collect();
+    std::fs::write(&promoted, lines.join("\n")).expect("configuration");
+    let made = run(&world, &promoted, &["backup", "--json"]).ok().json();
+    assert_eq!(made["timeline"], 2, "{made:#}");
+}
+
+#[test]
+fn a_receiver_follows_its_server_onto_the_next_timeline() {
+    let Some(mut world) = World::start("a_receiver_follows_its_server_onto_the_next_timeline") else {
+        return;
+    };
+    world
+        .session()
+        .execute("create table public.t as select n from generate_series(1, 1000) n")
+        .expect("table");
+    let standby = Standby::start(&mut world);
+    // A cluster of its own in the repository: the primary's archiver is another writer of "main".
+    let path = configuration(&world, &standby, "receive.toml", false);
+    let text = std::fs::read_to_string(&path).expect("configuration");
+    std::fs::write(&path, text.replace("[cluster.main]", "[cluster.other]")).expect("configuration");
+    let log = std::fs::File::create(world.scratch().join("receive.log")).expect("log");
+    let mut receiver = world
+        .command_with(&path, &["wal", "receive"])
+        .stdout(log.try_clone().expect("log"))
+        .stderr(log)
+        .spawn()
+        .expect("the receiver starts");
+    let wait_for = |what: &str, holds: &dyn Fn() -> bool| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            let log = std::fs::read_to_string(world.scratch().join("receive.log")).unwrap_or_default();
+            assert!(Instant::now() < end, "{what}:\n{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let senders = || {
+        let query = "select 1 from pg_stat_replication where application_name like 'pgproof receive%'";
+        standby.session().rows(query).expect("senders").len()
+    };
+    wait_for("the receiver connects", &|| senders() == 1);
+    for _ in 0..2 {
+        world
+            .session()
+            .execute("insert into public.t select n from generate_series(1, 1000) n")
+            .expect("insert");
+        cluster::archiving::switch_wal(&mut world.session()).expect("switch");
+    }
+    standby.catch_up(&world);
+    standby
+        .session()
+        .execute("select pg_promote(true, 60)")
+        .expect("promotion");
+    cluster::archiving::switch_wal(&mut standby.session()).expect("switch");
+    let said = |what: &str| {
+        std::fs::read_to_string(world.scratch().join("receive.log"))
+            .unwrap_or_default()
+            .contains(what)
+    };
+    wait_for("the history is stored", &|| said("00000002.history is durable"));
+    wait_for("a segment of timeline 2 is stored", &|| {
+        said("\n0000000200000000")
+    });
+    assert!(said("\n0000000100000000"));
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&receiver),
+        rustix::process::Signal::TERM,
+    )
+    .expect("the receiver is told to end");
+    assert!(receiver.wait().expect("it ends").success());
 }

@@ -40,9 +40,7 @@ use excuse::BackupWal;
 use wait::Needed;
 use worker::{BadPage, Shared, store_bytes};
 
-pub use plan::{
-    Connection, Method, Plan, PlanOptions, ProtocolOptions, RetiringPack, WalSource, plan,
-};
+pub use plan::{Connection, Method, Plan, PlanOptions, ProtocolOptions, RetiringPack, WalSource, plan};
 
 pub use wal_stream::streaming_writer;
 

@@ -351,16 +351,14 @@ fn check_header(source: &Source) -> Result<SegmentHeader> {
 /// Indexes a segment, with the record that spans its start when the segment before is still there.
 fn index(source: &Source) -> Result<SegmentIndex> {
     let header = check_header(source)?;
-    let before = Some(())
-        .filter(|()| header.remaining_length > 0)
-        .and_then(|()| {
-            previous_tail(
-                source.pg_wal.as_deref()?,
-                source.file.timeline(),
-                header.number(),
-                source.wal_segment_size,
-            )
-        });
+    let before = Some(()).filter(|()| header.remaining_length > 0).and_then(|()| {
+        previous_tail(
+            source.pg_wal.as_deref()?,
+            source.file.timeline(),
+            header.number(),
+            source.wal_segment_size,
+        )
+    });
     SegmentIndexer::index(&source.bytes, &source.file, before.as_deref())
 }
 

@@ -235,7 +235,9 @@ impl Conninfo {
             }
         }
         if matches!(tls.mode, TlsMode::Disable) && self.value("channel_binding") == Some("require") {
-            return Err(syntax("channel_binding=require needs TLS, and sslmode=disable".into()));
+            return Err(syntax(
+                "channel_binding=require needs TLS, and sslmode=disable".into(),
+            ));
         }
         Ok(tls)
     }
@@ -269,7 +271,9 @@ impl Conninfo {
                 }
                 ("", Some(address)) => {
                     if parameters.tls.mode == TlsMode::VerifyFull {
-                        return Err(syntax("sslmode=verify-full needs the server's name in host".into()));
+                        return Err(syntax(
+                            "sslmode=verify-full needs the server's name in host".into(),
+                        ));
                     }
                     Place::Tcp {
                         host: address.to_string(),
@@ -286,7 +290,9 @@ impl Conninfo {
             places.extend(DEFAULT_SOCKET_DIRECTORIES.map(|folder| Place::Unix(folder.into())));
         }
         if ports.len() > 1 && ports.len() != places.len() {
-            return Err(syntax("port does not name as many ports as there are hosts".into()));
+            return Err(syntax(
+                "port does not name as many ports as there are hosts".into(),
+            ));
         }
         let mut hosts = Vec::new();
         for (index, place) in places.into_iter().enumerate() {
@@ -602,7 +608,12 @@ mod tests {
         let system = parameters("host=h user=u sslrootcert=system").unwrap();
         assert_eq!(system.tls.mode, TlsMode::VerifyFull);
         assert_eq!(
-            Conninfo::parse("postgresql://u@h/?ssl=true").unwrap().parameters().unwrap().tls.mode,
+            Conninfo::parse("postgresql://u@h/?ssl=true")
+                .unwrap()
+                .parameters()
+                .unwrap()
+                .tls
+                .mode,
             TlsMode::Require
         );
         let bound = parameters("host=h user=u channel_binding=require").unwrap();

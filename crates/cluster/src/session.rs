@@ -312,9 +312,9 @@ pub(crate) fn connect_error(shown: &str, failure: Failure) -> Error {
         Failure::Server(server) => server,
         Failure::Refused(error) => return error.context(message),
         other => {
-            return other
-                .into_error("server-unreachable", message)
-                .hint("See whether the server runs and listens there: psql with the same connection string.");
+            return other.into_error("server-unreachable", message).hint(
+                "See whether the server runs and listens there: psql with the same connection string.",
+            );
         }
     };
     let code = match server.sqlstate.starts_with("57P0") {
@@ -324,7 +324,8 @@ pub(crate) fn connect_error(shown: &str, failure: Failure) -> Error {
     let (sqlstate, told) = (server.sqlstate.clone(), server.message.clone());
     let refused = server.into_error(code).context(message);
     if sqlstate == "28000" && told.contains("no encryption") {
-        return refused.hint("pg_hba.conf may ask for TLS (hostssl): add sslmode=require, or a stronger one.");
+        return refused
+            .hint("pg_hba.conf may ask for TLS (hostssl): add sslmode=require, or a stronger one.");
     }
     refused
 }

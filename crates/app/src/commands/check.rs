@@ -494,7 +494,10 @@ fn check_arrival(
 ) {
     const CHECK: &str = "wal-arrives";
     if facts.archive_mode == "off" && cluster.data_directory.is_none() {
-        lines.not_run(CHECK, "the server does not archive: each backup streams its own WAL");
+        lines.not_run(
+            CHECK,
+            "the server does not archive: each backup streams its own WAL",
+        );
         return;
     }
     if facts.in_recovery || facts.archive_mode == "off" {
@@ -506,7 +509,11 @@ fn check_arrival(
         Err(error) if cluster::session::sqlstate(&error) == Some("42501") => {
             let cure = "As a superuser: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO the account in the connection \
                         string; or run `pgproof check --no-switch`.";
-            return lines.warn(CHECK, "the account may not switch WAL, so that nothing was tried", cure);
+            return lines.warn(
+                CHECK,
+                "the account may not switch WAL, so that nothing was tried",
+                cure,
+            );
         }
         Err(error) => return lines.error(CHECK, &error.context("cannot force a WAL switch")),
     };

@@ -302,12 +302,7 @@ fn warnings(facts: &ServerFacts, data_directory: &Path, owner: Account) -> Vec<S
     warnings
 }
 
-fn config_text(
-    arguments: &cli::Init,
-    url: &str,
-    data_directory: Option<&Path>,
-    key: &KeySource,
-) -> String {
+fn config_text(arguments: &cli::Init, url: &str, data_directory: Option<&Path>, key: &KeySource) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let path = |path: &Path| quoted(&path.display().to_string());
     format!(
@@ -499,9 +494,10 @@ fn show(
         || (after.is_none() && plan.changes.iter().any(|change| change.restart));
     let wanted = settings::archive_command(&context.program()?, &plan.config_file, &arguments.cluster)?;
     // archive_command is only shown by the server while archive_mode is on.
-    let overridden = !plan.protocol && after.is_some_and(|facts| {
-        facts.archive_mode != "off" && settings::archiving(facts, &wanted) != settings::Archiving::Ours
-    });
+    let overridden = !plan.protocol
+        && after.is_some_and(|facts| {
+            facts.archive_mode != "off" && settings::archiving(facts, &wanted) != settings::Archiving::Ours
+        });
     if context.json {
         output::json(&json!({
             "dry_run": arguments.dry_run,

@@ -191,9 +191,14 @@ impl World {
         let restored = Restored { instance };
         let end = Instant::now() + Duration::from_secs(120);
         loop {
-            let row = restored
-                .session()
-                .one("select not pg_is_in_recovery() or pg_get_wal_replay_pause_state() = 'paused'")
+            let mut session = restored.session();
+            // 13 has no state, only the wish; the wish at a target is already the state.
+            let paused = match session.version_num() {
+                140_000.. => "pg_get_wal_replay_pause_state() = 'paused'",
+                _ => "pg_is_wal_replay_paused()",
+            };
+            let row = session
+                .one(&format!("select not pg_is_in_recovery() or {paused}"))
                 .expect("the restored server answers");
             if row[0].as_deref() == Some("t") {
                 return restored;

@@ -192,7 +192,12 @@ pub fn plan(
             .collect(),
         warnings: [
             choice.warnings,
-            warnings(&server, control.data_checksum_version, WalSource::Archived, &options.primary),
+            warnings(
+                &server,
+                control.data_checksum_version,
+                WalSource::Archived,
+                &options.primary,
+            ),
         ]
         .concat(),
         history,
@@ -283,7 +288,11 @@ pub(super) fn retiring(choice: &parent::Choice) -> Vec<RetiringPack> {
 }
 
 pub(super) fn unfinished(repository: &ClusterRepository) -> Result<Vec<BackupId>> {
-    Ok(repository.unfinished_runs()?.into_iter().map(|run| run.run).collect())
+    Ok(repository
+        .unfinished_runs()?
+        .into_iter()
+        .map(|run| run.run)
+        .collect())
 }
 
 pub(super) fn check_supported(block_size: u32, relation_segment_size: u32) -> Result<()> {
@@ -430,7 +439,11 @@ impl fmt::Display for Plan {
             )?;
         }
         for path in &self.missing_configuration {
-            writeln!(f, "  not captured    {} (a restore generates its own)", path.display())?;
+            writeln!(
+                f,
+                "  not captured    {} (a restore generates its own)",
+                path.display()
+            )?;
         }
         for path in &self.captured_configuration {
             writeln!(f, "  configuration   {}", path.display())?;

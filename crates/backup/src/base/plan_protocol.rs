@@ -12,8 +12,8 @@ use repository::{ClusterRepository, Geometry};
 
 use super::parent;
 use super::plan::{
-    Method, Plan, PlanOptions, ProtocolOptions, WalSource, check_standby, check_supported, retiring, unfinished,
-    warnings,
+    Method, Plan, PlanOptions, ProtocolOptions, WalSource, check_standby, check_supported, retiring,
+    unfinished, warnings,
 };
 
 /// Limit for connecting.

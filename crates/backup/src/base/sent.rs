@@ -59,9 +59,15 @@ impl Sent {
         stop: Lsn,
     ) -> Result<()> {
         if let Some(path) = self.0.keys().next() {
-            return Err(differs(format!("\"{}\" is not in the manifest.", path.escape_ascii())));
+            return Err(differs(format!(
+                "\"{}\" is not in the manifest.",
+                path.escape_ascii()
+            )));
         }
-        if manifest.system_identifier.is_some_and(|stated| stated != system.0) {
+        if manifest
+            .system_identifier
+            .is_some_and(|stated| stated != system.0)
+        {
             return Err(differs("The manifest is of another cluster.".into()));
         }
         let starts = manifest.wal_ranges.iter().map(|(_, start, _)| *start).min();
@@ -103,7 +109,8 @@ mod tests {
             wal_ranges: vec![(TimelineId(1), Lsn(10), Lsn(20))],
             ..Manifest::default()
         };
-        let end = |sent: Sent, start, stop| sent.finish(&manifest, SystemIdentifier(1), Lsn(start), Lsn(stop));
+        let end =
+            |sent: Sent, start, stop| sent.finish(&manifest, SystemIdentifier(1), Lsn(start), Lsn(stop));
         assert!(end(sent(), 10, 20).is_err());
         let mut all = sent();
         all.listed(&file("a", 5, 7)).unwrap();

@@ -20,8 +20,8 @@ use postgres::{
     BLOCK_SIZE, ControlFile, Lsn, Oid, PageVerdict, RelationFile, TimelineId, page_lsn, verify_page,
 };
 use repository::{
-    BlockFacts, BlockFlags, ClusterRepository, ConfigurationFile, EntryKind, FRAME_BYTES, FileEntry, FileFormat,
-    FilePart, PackStatistics, PackWriter, RelativePath, Run, blocks_of,
+    BlockFacts, BlockFlags, ClusterRepository, ConfigurationFile, EntryKind, FRAME_BYTES, FileEntry,
+    FileFormat, FilePart, PackStatistics, PackWriter, RelativePath, Run, blocks_of,
 };
 
 use super::excuse::{self, BackupWal};
@@ -54,14 +54,21 @@ pub(super) fn run(
 ) -> Result<BackupResult> {
     let control = Control::new();
     std::thread::scope(|scope| {
-        let result = attempt(plan, conninfo, repository, options, &control, |prepared, streamed| {
-            let control = &control;
-            std::thread::Builder::new()
-                .name("backup-wal".into())
-                .spawn_scoped(scope, move || wal_stream::run(prepared, &streamed, control))
-                .map(drop)
-                .map_err(|error| Error::io("thread-start", "cannot start a thread", &error))
-        });
+        let result = attempt(
+            plan,
+            conninfo,
+            repository,
+            options,
+            &control,
+            |prepared, streamed| {
+                let control = &control;
+                std::thread::Builder::new()
+                    .name("backup-wal".into())
+                    .spawn_scoped(scope, move || wal_stream::run(prepared, &streamed, control))
+                    .map(drop)
+                    .map_err(|error| Error::io("thread-start", "cannot start a thread", &error))
+            },
+        );
         control.abort();
         result
     })
@@ -76,7 +83,10 @@ fn attempt<'env>(
     start_wal: impl FnOnce(wal_stream::Prepared, Streamed<'env>) -> Result<()>,
 ) -> Result<BackupResult> {
     let Some(protocol) = &plan.protocol else {
-        return Err(Error::new("plan-outdated", "the plan is not one over the replication protocol"));
+        return Err(Error::new(
+            "plan-outdated",
+            "the plan is not one over the replication protocol",
+        ));
     };
     let started_at = (options.clock)();
     let requests_before = repository.repository().store().requests();
@@ -97,7 +107,11 @@ fn attempt<'env>(
             Some(wal_stream::prepare(conninfo, started_at)?)
         }
     };
-    let name = format!("pgproof backup {}-{}", std::process::id(), started_at.as_microsecond());
+    let name = format!(
+        "pgproof backup {}-{}",
+        std::process::id(),
+        started_at.as_microsecond()
+    );
     let replication = ReplicationSession::connect(conninfo, &name, CONNECT_LIMIT)?;
     cluster::control_facts::same_server(&mut monitor, &name, replication.process_id())?;
     let stream = replication.base_backup(&BaseBackupCommand {
@@ -109,9 +123,14 @@ fn attempt<'env>(
     })?;
     let (start_lsn, timeline) = (stream.start, stream.timeline);
     if timeline != server.timeline {
-        return Err(Error::new("backup-aborted", "the server moved to another timeline")
-            .detail(format!("It was on {}, and the backup is of {timeline}.", server.timeline))
-            .hint("Run the backup again."));
+        return Err(
+            Error::new("backup-aborted", "the server moved to another timeline")
+                .detail(format!(
+                    "It was on {}, and the backup is of {timeline}.",
+                    server.timeline
+                ))
+                .hint("Run the backup again."),
+        );
     }
     if let Some(prepared) = prepared {
         start_wal(
@@ -165,27 +184,41 @@ fn attempt<'env>(
     refuse_unsent_tablespaces(&mut monitor, plan, &server)?;
 
     let late = std::mem::take(&mut intake.late);
-    let content = |path: &str| late.iter().find(|late| late.path == path).map(|late| &late.content);
+    let content = |path: &str| {
+        late.iter()
+            .find(|late| late.path == path)
+            .map(|late| &late.content)
+    };
     let missing = |path: &str| {
-        Error::new("backup-stream-damaged", format!("the server did not send {path}")).hint("Run the backup again.")
+        Error::new("backup-stream-damaged", format!("the server did not send {path}"))
+            .hint("Run the backup again.")
     };
     let control = ControlFile::parse(content(CONTROL_FILE).ok_or_else(|| missing(CONTROL_FILE))?)
         .map_err(|error| error.hint("It was sent while the server wrote it. Run the backup again."))?;
     if control.system_identifier != server.system_identifier {
-        return Err(Error::new("backup-aborted", "the control file that was sent is another cluster's"));
+        return Err(Error::new(
+            "backup-aborted",
+            "the control file that was sent is another cluster's",
+        ));
     }
     let label_content = content("backup_label").ok_or_else(|| missing("backup_label"))?;
     let label = record::read_label(label_content, start_lsn, &server)?;
     if received.timeline != timeline
         || (server.in_recovery && control.min_recovery_timeline.0 > label.timeline.0)
     {
-        return Err(
-            Error::new("backup-aborted", "the server moved to another timeline during the backup")
-                .hint("Run the backup again."),
-        );
+        return Err(Error::new(
+            "backup-aborted",
+            "the server moved to another timeline during the backup",
+        )
+        .hint("Run the backup again."));
     }
     let sent = std::mem::take(&mut intake.sent);
-    sent.finish(&received.manifest, server.system_identifier, start_lsn, received.stop)?;
+    sent.finish(
+        &received.manifest,
+        server.system_identifier,
+        start_lsn,
+        received.stop,
+    )?;
 
     intake.tell(Stage::Stopping)?;
     let Intake {
@@ -281,7 +314,9 @@ fn checkpoint_limit(session: &mut Session) -> Result<Duration> {
         .and_then(Option::as_deref)
         .and_then(|text| text.parse().ok())
         .unwrap_or(300);
-    Ok(Duration::from_secs(seconds.saturating_mul(3).saturating_add(3600)))
+    Ok(Duration::from_secs(
+        seconds.saturating_mul(3).saturating_add(3600),
+    ))
 }
 
 /// The tablespaces that the server is going to send, with the names that SQL knows.
@@ -510,7 +545,8 @@ impl Intake<'_> {
                         Some(name) => {
                             control_seen = name == CONTROL_FILE;
                             let content = tar.read_whole(LATE_BYTES_MAX)?;
-                            self.sent.arrived(path.as_bytes(), size, crc32c::crc32c(&content))?;
+                            self.sent
+                                .arrived(path.as_bytes(), size, crc32c::crc32c(&content))?;
                             // An empty map is as good as none.
                             if !(content.is_empty() && name == "tablespace_map") {
                                 self.late.push(Late {
@@ -634,14 +670,21 @@ impl Pages<'_> {
 }
 
 fn out_of_order(what: &str) -> Error {
-    Error::new("backup-stream-damaged", "the server's backup stream is out of order").detail(format!("{what}."))
+    Error::new(
+        "backup-stream-damaged",
+        "the server's backup stream is out of order",
+    )
+    .detail(format!("{what}."))
 }
 
 /// Takes parts from the network until the end, an error, or until nobody wants them.
 fn take(mut stream: BaseBackupStream, parts: &SyncSender<Result<BackupPart>>) {
     loop {
         let part = stream.next_part();
-        let last = !matches!(part, Ok(BackupPart::Archive(_) | BackupPart::Data(..) | BackupPart::Manifest));
+        let last = !matches!(
+            part,
+            Ok(BackupPart::Archive(_) | BackupPart::Data(..) | BackupPart::Manifest)
+        );
         if parts.send(part).is_err() || last {
             return;
         }
@@ -665,10 +708,9 @@ impl Source {
         // The thread behind it has a limit of its own.
         match self.inbox.recv_timeout(SILENCE_LIMIT * 2) {
             Ok(part) => part,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(Error::new(
-                "replication-lost",
-                "the backup stream broke off",
-            )),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(Error::new("replication-lost", "the backup stream broke off"))
+            }
         }
     }
 }

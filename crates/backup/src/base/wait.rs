@@ -92,10 +92,12 @@ pub(super) fn ask_primary(primary: Option<&Connection>, needed: &Needed) -> Resu
     };
     let mut session =
         Session::connect(conninfo).map_err(|error| error.context("cannot reach the standby's primary"))?;
-    let identity = session.one(
-        "SELECT pg_is_in_recovery(), (SELECT system_identifier::text FROM pg_control_system())",
-    )?;
-    let system = identity.get(1).and_then(Option::as_deref).and_then(|text| text.parse::<i64>().ok());
+    let identity = session
+        .one("SELECT pg_is_in_recovery(), (SELECT system_identifier::text FROM pg_control_system())")?;
+    let system = identity
+        .get(1)
+        .and_then(Option::as_deref)
+        .and_then(|text| text.parse::<i64>().ok());
     let wrong = if identity.first().and_then(Option::as_deref) == Some("t") {
         Some("it is a standby itself".to_owned())
     } else if system.map(|system| system as u64) != Some(needed.system.0) {

@@ -54,7 +54,12 @@ impl Control {
 
     /// The stream's error, if it failed.
     pub(super) fn check(&self) -> Result<()> {
-        match self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+        match self
+            .failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+        {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -82,7 +87,11 @@ pub(super) struct Streamed<'a> {
 
 /// Connects and makes the slot. Errors: those of a replication connection, `replication-slot`.
 pub(super) fn prepare(conninfo: &str, now: Timestamp) -> Result<Prepared> {
-    let slot = format!("pgproof_{}_{}", std::process::id(), now.as_microsecond().unsigned_abs());
+    let slot = format!(
+        "pgproof_{}_{}",
+        std::process::id(),
+        now.as_microsecond().unsigned_abs()
+    );
     let mut session = ReplicationSession::connect(conninfo, "pgproof wal", CONNECT_LIMIT)?;
     session.create_temporary_slot(&slot).map_err(|error| {
         let hint = "A backup that streams its WAL needs a free replication slot for as long as it runs: raise \
@@ -133,8 +142,10 @@ fn stream(mut prepared: Prepared, streamed: &Streamed<'_>, control: &Control) ->
             WalData::Bytes(_, bytes) => bytes,
             WalData::Nothing => continue,
             WalData::EndOfTimeline => {
-                return Err(Error::new("backup-aborted", "the server left its timeline during the backup")
-                    .hint("Run the backup again."));
+                return Err(
+                    Error::new("backup-aborted", "the server left its timeline during the backup")
+                        .hint("Run the backup again."),
+                );
             }
         };
         let mut rest = bytes.as_slice();

@@ -111,9 +111,9 @@ fn failed(failure: Failure) -> Error {
             .hint("The standby was promoted during the backup. Run the backup again.");
     }
     if told.contains("full_page_writes") {
-        return error.with_code("standby-without-full-page-writes").hint(
-            "Set full_page_writes = on on the primary, run CHECKPOINT there, and try again.",
-        );
+        return error
+            .with_code("standby-without-full-page-writes")
+            .hint("Set full_page_writes = on on the primary, run CHECKPOINT there, and try again.");
     }
     error.with_code("backup-refused")
 }
@@ -154,7 +154,9 @@ impl ReplicationSession {
             }
         }
         // The data directory's own line is the last; without one nobody would know what comes.
-        if stream.archives.back() != Some(&None) || stream.archives.iter().filter(|a| a.is_none()).count() != 1 {
+        if stream.archives.back() != Some(&None)
+            || stream.archives.iter().filter(|a| a.is_none()).count() != 1
+        {
             return Err(unexpected("BASE_BACKUP"));
         }
         stream.session.limit_reads(Some(command.silence_limit))?;

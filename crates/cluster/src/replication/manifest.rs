@@ -71,7 +71,11 @@ struct RangeLine {
 }
 
 fn wrong(what: impl Into<String>) -> Error {
-    Error::new("backup-manifest-damaged", "the server's backup manifest makes no sense").detail(what)
+    Error::new(
+        "backup-manifest-damaged",
+        "the server's backup manifest makes no sense",
+    )
+    .detail(what)
 }
 
 impl Default for ManifestReader {
@@ -104,14 +108,21 @@ impl ManifestReader {
     }
 
     fn take_line(&mut self, file: &mut dyn FnMut(ManifestFile) -> Result<()>) -> Result<()> {
-        let text = std::str::from_utf8(&self.line).map_err(|_| wrong("It is not UTF-8."))?.trim();
+        let text = std::str::from_utf8(&self.line)
+            .map_err(|_| wrong("It is not UTF-8."))?
+            .trim();
         if self.finished {
             return Err(wrong("There is something behind its end."));
         }
         if let Some(rest) = text.strip_prefix("\"Manifest-Checksum\":") {
             let stated = rest.trim().trim_end_matches('}').trim().trim_matches('"');
             let context = std::mem::replace(&mut self.digest, digest::Context::new(&digest::SHA256));
-            let computed: String = context.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
+            let computed: String = context
+                .finish()
+                .as_ref()
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
             if stated != computed {
                 return Err(wrong("Its own checksum is wrong."));
             }
@@ -244,7 +255,10 @@ mod tests {
         for piece in [1, 7, 100, 10_000] {
             let (manifest, files) = read(&text(), piece).unwrap();
             assert_eq!(manifest.system_identifier, Some(7));
-            assert_eq!(manifest.wal_ranges, [(TimelineId(1), Lsn(0x200_0028), Lsn(0x200_0100))]);
+            assert_eq!(
+                manifest.wal_ranges,
+                [(TimelineId(1), Lsn(0x200_0028), Lsn(0x200_0100))]
+            );
             assert_eq!(files[0].crc32c, Some(0x0403_0201));
             assert_eq!(files[1].path, [0xff, b'A']);
         }

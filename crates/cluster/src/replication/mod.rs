@@ -22,7 +22,7 @@ use crate::wire::{self, Failure, Wire};
 pub use base_backup::{BackupPart, BackupTablespace, BaseBackupCommand, BaseBackupStream};
 pub use manifest::{Manifest, ManifestFile, ManifestReader};
 pub use tar::{StreamFailure, TarEntry, TarKind, TarReader};
-pub use wal::{WalData, WalStream};
+pub use wal::{NextTimeline, WalData, WalStream};
 
 /// How long a command of the replication protocol that streams nothing may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
@@ -115,7 +115,21 @@ impl ReplicationSession {
         let command = format!("CREATE_REPLICATION_SLOT \"{name}\" TEMPORARY PHYSICAL RESERVE_WAL");
         match self.wire.query(&command) {
             Ok(_) => Ok(()),
-            Err(failure) => Err(lost(failure, "cannot create a replication slot").with_code("replication-slot")),
+            Err(failure) => {
+                Err(lost(failure, "cannot create a replication slot").with_code("replication-slot"))
+            }
+        }
+    }
+
+    /// A lasting physical slot that keeps WAL from now on. Error: `replication-slot`.
+    pub fn create_slot(&mut self, name: &str) -> Result<()> {
+        let name = name.replace('"', "");
+        let command = format!("CREATE_REPLICATION_SLOT \"{name}\" PHYSICAL RESERVE_WAL");
+        match self.wire.query(&command) {
+            Ok(_) => Ok(()),
+            Err(failure) => {
+                Err(lost(failure, "cannot create a replication slot").with_code("replication-slot"))
+            }
         }
     }
 
@@ -232,5 +246,7 @@ fn refused(shown: &str, user: &str, failure: Failure) -> Error {
         _ => return error,
     };
     let causes = format!("{told} (SQLSTATE {sqlstate})");
-    Error::new(code, error.message().to_owned()).detail(causes).hint(hint)
+    Error::new(code, error.message().to_owned())
+        .detail(causes)
+        .hint(hint)
 }

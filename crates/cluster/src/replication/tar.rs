@@ -44,7 +44,11 @@ pub struct TarReader<R> {
 }
 
 fn damaged(what: &str) -> Error {
-    Error::new("backup-stream-damaged", "the server's backup stream makes no sense").detail(what.to_owned())
+    Error::new(
+        "backup-stream-damaged",
+        "the server's backup stream makes no sense",
+    )
+    .detail(what.to_owned())
 }
 
 impl<R: Read> TarReader<R> {
@@ -114,7 +118,9 @@ impl<R: Read> TarReader<R> {
     /// The content of the current file: fills `buffer`, and gives fewer bytes only at the file's end. Error:
     /// `backup-stream-damaged` when the stream ends before the file.
     pub fn read_content(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        let wanted = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
+        let wanted = usize::try_from(self.remaining)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         self.source
             .read_exact(buffer.get_mut(..wanted).unwrap_or_default())
             .map_err(stream_error)?;
@@ -190,7 +196,9 @@ fn parse_header(header: &[u8; BLOCK]) -> Result<TarEntry> {
     }
     let shown = path.escape_ascii().to_string();
     let (Some(mode), Some(size)) = (number(field(100, 108)), number(field(124, 136))) else {
-        return Err(damaged(&format!("The header of \"{shown}\" has no proper numbers.")));
+        return Err(damaged(&format!(
+            "The header of \"{shown}\" has no proper numbers."
+        )));
     };
     let kind = match header.get(156) {
         Some(b'0' | 0) => TarKind::File { size },
@@ -222,9 +230,9 @@ fn parse_header(header: &[u8; BLOCK]) -> Result<TarEntry> {
 /// Octal digits, or base-256 behind a first byte of 0x80.
 fn number(field: &[u8]) -> Option<u64> {
     if let Some((0x80, digits)) = field.split_first() {
-        return digits
-            .iter()
-            .try_fold(0_u64, |sum, digit| sum.checked_mul(256)?.checked_add(u64::from(*digit)));
+        return digits.iter().try_fold(0_u64, |sum, digit| {
+            sum.checked_mul(256)?.checked_add(u64::from(*digit))
+        });
     }
     let digits = field
         .iter()
@@ -276,7 +284,10 @@ mod tests {
             bytes.extend(vec![0; end]);
             let mut tar = TarReader::new(bytes.as_slice());
             let entry = tar.next_entry().unwrap().unwrap();
-            assert_eq!((entry.path.as_slice(), entry.kind), (&b"base/1"[..], TarKind::Directory));
+            assert_eq!(
+                (entry.path.as_slice(), entry.kind),
+                (&b"base/1"[..], TarKind::Directory)
+            );
             let entry = tar.next_entry().unwrap().unwrap();
             assert_eq!((entry.mode, entry.kind), (0o600, TarKind::File { size: 514 }));
             let mut content = [0; 1000];

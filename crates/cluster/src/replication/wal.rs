@@ -24,6 +24,9 @@ pub struct WalStream {
     told: Instant,
 }
 
+/// The timeline that follows, and where it begins.
+pub type NextTimeline = Option<(TimelineId, Lsn)>;
+
 /// What came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WalData {
@@ -93,11 +96,11 @@ impl WalStream {
                             .and_then(|(start, _)| Some((u64::from_be_bytes(*start), rest.get(24..)?)))
                             .ok_or_else(|| unexpected("START_REPLICATION"))?;
                         if Lsn(start) != self.position {
-                            return Err(Error::new(
-                                "wal-stream-gap",
-                                "the server's stream of WAL has a gap",
-                            )
-                            .detail(format!("{} was to come next, and {} came.", self.position, Lsn(start))));
+                            return Err(
+                                Error::new("wal-stream-gap", "the server's stream of WAL has a gap").detail(
+                                    format!("{} was to come next, and {} came.", self.position, Lsn(start)),
+                                ),
+                            );
                         }
                         self.position = Lsn(start.saturating_add(bytes.len() as u64));
                         return Ok(WalData::Bytes(Lsn(start), bytes.to_vec()));
@@ -118,9 +121,40 @@ impl WalStream {
         }
     }
 
-    /// Written, flushed, applied; the clock matters to nobody but lag displays.
-    fn report(&mut self) -> Result<()> {
+    /// After [`WalData::EndOfTimeline`]: the connection, free again, and the timeline that comes next with where it
+    /// begins; `None` when the server has none.
+    pub fn next_timeline(mut self) -> Result<(ReplicationSession, NextTimeline)> {
+        let gone = |failure| lost(failure, "the replication connection is lost").into_error();
+        self.session.wire.send(b'c', &[]).map_err(gone)?;
+        self.session.limit_reads(Some(super::COMMAND_LIMIT))?;
+        let mut next = None;
+        loop {
+            let frame = self.session.wire.expect().map_err(failed)?;
+            match frame.tag {
+                b'D' => {
+                    let row = crate::wire::data_row(&frame.body).map_err(failed)?;
+                    let text = |index: usize| {
+                        let value = row.get(index).and_then(Option::as_deref).unwrap_or_default();
+                        std::str::from_utf8(value).unwrap_or_default().to_owned()
+                    };
+                    let timeline = text(0).parse().map_err(|_| unexpected("START_REPLICATION"))?;
+                    let start = text(1).parse().map_err(|_| unexpected("START_REPLICATION"))?;
+                    next = Some((TimelineId(timeline), start));
+                }
+                b'Z' => return Ok((self.session, next)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Tells the server at once what is durable, so that it may remove what lies before.
+    pub fn report(&mut self) -> Result<()> {
         self.told = Instant::now();
+        self.send_status()
+    }
+
+    /// Written, flushed, applied; the clock matters to nobody but lag displays.
+    fn send_status(&mut self) -> Result<()> {
         let mut body = vec![b'r'];
         for lsn in [self.position, self.durable, Lsn(0)] {
             body.extend_from_slice(&lsn.0.to_be_bytes());

@@ -148,7 +148,11 @@ impl Wire {
 fn password<'a>(startup: &Startup<'a>) -> Result<&'a [u8], Failure> {
     startup.password.ok_or_else(|| {
         Failure::Refused(
-            Error::new("server-refused", "the server asks for a password, and there is none").hint(
+            Error::new(
+                "server-refused",
+                "the server asks for a password, and there is none",
+            )
+            .hint(
                 "Write it into a file that only this account can read, one line \
                  host:port:database:user:password, and add passfile=FILE to the connection string. For a \
                  replication connection the line's database is \"replication\" or *.",
@@ -159,9 +163,12 @@ fn password<'a>(startup: &Startup<'a>) -> Result<&'a [u8], Failure> {
 
 fn dishonest(error: std::io::Error) -> Failure {
     Failure::Refused(
-        Error::new("server-refused", "the server did not prove that it knows the password")
-            .caused_by(&error)
-            .hint("Make sure that the host in the connection string is the right one."),
+        Error::new(
+            "server-refused",
+            "the server did not prove that it knows the password",
+        )
+        .caused_by(&error)
+        .hint("Make sure that the host in the connection string is the right one."),
     )
 }
 

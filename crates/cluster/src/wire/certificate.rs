@@ -19,7 +19,9 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
         0..=0x7f => (usize::from(first), rest),
         0x81..=0x84 => {
             let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            let length = digits.iter().fold(0_usize, |sum, digit| sum << 8 | usize::from(*digit));
+            let length = digits
+                .iter()
+                .fold(0_usize, |sum, digit| sum << 8 | usize::from(*digit));
             (length, rest)
         }
         _ => return None,
@@ -163,7 +165,8 @@ mod tests {
         // Ed25519: 1.3.101.112
         assert_eq!(hash_of(&[0x2b, 0x65, 0x70], &[]), None);
         let sha512 = [
-            0x30, 0x0f, 0xa0, 0x0d, 0x30, 0x0b, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x03,
+            0x30, 0x0f, 0xa0, 0x0d, 0x30, 0x0b, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02,
+            0x03,
         ];
         assert_eq!(hash_of(&rsa(10), &sha512), Some(64));
     }

@@ -129,7 +129,10 @@ pub(crate) fn connect(
 ) -> Result<Wire, Failure> {
     let deadline = Instant::now() + limit;
     // Built before anything is sent: what is wrong with the files is said first.
-    let remote = parameters.hosts.iter().any(|host| matches!(host.place, Place::Tcp { .. }));
+    let remote = parameters
+        .hosts
+        .iter()
+        .any(|host| matches!(host.place, Place::Tcp { .. }));
     let config = match parameters.tls.mode {
         TlsMode::Disable => None,
         _ if remote => Some(parameters.tls.client_config().map_err(Failure::Refused)?),
@@ -184,10 +187,12 @@ fn connect_host(
                 true => attempt(true).map_err(|_| first),
                 false => Err(first),
             }),
-            TlsMode::Prefer => attempt(true).or_else(|first| match turned_away(&first) || tls_failed(&first) {
-                true => attempt(false).map_err(|_| first),
-                false => Err(first),
-            }),
+            TlsMode::Prefer => {
+                attempt(true).or_else(|first| match turned_away(&first) || tls_failed(&first) {
+                    true => attempt(false).map_err(|_| first),
+                    false => Err(first),
+                })
+            }
             _ => attempt(true),
         };
         match result {
@@ -234,7 +239,8 @@ fn left(deadline: Instant) -> Result<Duration, Failure> {
 fn addresses(host: &Host) -> Result<Vec<SocketAddr>, Failure> {
     match &host.place {
         Place::Tcp {
-            address: Some(address), ..
+            address: Some(address),
+            ..
         } => Ok(vec![SocketAddr::new(*address, host.port)]),
         Place::Tcp { host: name, .. } => {
             let name = name.trim_start_matches('[').trim_end_matches(']');
@@ -293,7 +299,8 @@ fn ask_for_tls(
         [b'S'] => Ok((handshake(socket, name, config)?, true)),
         [b'N'] => Ok((Stream::Tcp(socket), false)),
         _ => Err(Failure::Protocol(
-            "The server answered the question for TLS with neither yes nor no: it may be no PostgreSQL.".into(),
+            "The server answered the question for TLS with neither yes nor no: it may be no PostgreSQL."
+                .into(),
         )),
     }
 }

@@ -200,7 +200,9 @@ impl Wire {
         // Grown as it comes, not as it is announced.
         let room = wanted.saturating_sub(filled).clamp(READ_BYTES, 4 * READ_BYTES);
         self.buffer.resize(filled + room, 0);
-        let read = self.stream.read(self.buffer.get_mut(filled..).unwrap_or_default());
+        let read = self
+            .stream
+            .read(self.buffer.get_mut(filled..).unwrap_or_default());
         let count = *read.as_ref().unwrap_or(&0);
         self.buffer.truncate(filled + count);
         match read {

@@ -16,9 +16,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
 
@@ -133,7 +131,8 @@ pub(super) fn handshake(
             format!("\"{name}\" is no name of a host that TLS could verify"),
         ))
     })?;
-    let mut connection = ClientConnection::new(config, server).map_err(|error| handshake_error(name, &error))?;
+    let mut connection =
+        ClientConnection::new(config, server).map_err(|error| handshake_error(name, &error))?;
     while connection.is_handshaking() {
         if let Err(error) = connection.complete_io(&mut socket) {
             let tls = error
@@ -143,7 +142,9 @@ pub(super) fn handshake(
             return Err(tls.unwrap_or(Failure::Io(error)));
         }
     }
-    Ok(Stream::Tls(Box::new(rustls::StreamOwned::new(connection, socket))))
+    Ok(Stream::Tls(Box::new(rustls::StreamOwned::new(
+        connection, socket,
+    ))))
 }
 
 fn handshake_error(name: &str, error: &rustls::Error) -> Failure {
@@ -167,7 +168,9 @@ fn handshake_error(name: &str, error: &rustls::Error) -> Failure {
                 _ => refused,
             }
         }
-        other => Error::new("tls-handshake", format!("TLS with the server at {name} failed")).caused_by(other),
+        other => {
+            Error::new("tls-handshake", format!("TLS with the server at {name} failed")).caused_by(other)
+        }
     })
 }
 
@@ -191,7 +194,11 @@ fn certificate_problem(error: &CertificateError) -> String {
 }
 
 fn file_error(path: &Path, what: &str, error: &dyn fmt::Display) -> Error {
-    Error::new("tls-file", format!("cannot read {what} from \"{}\"", path.display())).detail(error.to_string())
+    Error::new(
+        "tls-file",
+        format!("cannot read {what} from \"{}\"", path.display()),
+    )
+    .detail(error.to_string())
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -215,9 +222,8 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
         0o077
     };
     if metadata.mode() & forbidden != 0 {
-        return Err(
-            file_error(path, what, &"The file may be read by others.").hint(format!("chmod 0600 '{}'", path.display()))
-        );
+        return Err(file_error(path, what, &"The file may be read by others.")
+            .hint(format!("chmod 0600 '{}'", path.display())));
     }
     PrivateKeyDer::from_pem_file(path)
         .map_err(|error| file_error(path, what, &error).hint("A key with a passphrase is not supported."))
@@ -259,8 +265,11 @@ impl Verifier {
                 .map(PathBuf::from)
                 .find(|path| path.is_file())
                 .ok_or_else(|| {
-                    Error::new("tls-root-missing", "this host has no file of trusted root certificates")
-                        .hint("Install the package ca-certificates, or name a file with sslrootcert=FILE.")
+                    Error::new(
+                        "tls-root-missing",
+                        "this host has no file of trusted root certificates",
+                    )
+                    .hint("Install the package ca-certificates, or name a file with sslrootcert=FILE.")
                 })?,
             None => {
                 return Err(Error::usage(
@@ -274,7 +283,11 @@ impl Verifier {
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(verifier.trusted.iter().cloned());
         if roots.is_empty() {
-            return Err(file_error(&path, "root certificates", &"None of them can be used (X.509 v1?)."));
+            return Err(file_error(
+                &path,
+                "root certificates",
+                &"None of them can be used (X.509 v1?).",
+            ));
         }
         let mut builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
         if let Some(path) = &parameters.revoked {
@@ -336,7 +349,8 @@ impl ServerCertVerifier for Verifier {
             // `openssl req -x509` makes authorities: what is trusted as one may also be shown as the server's
             // own. Validity was checked before.
             rustls::Error::InvalidCertificate(CertificateError::Other(other))
-                if format!("{other:?}").contains("CaUsedAsEndEntity") && self.trusted.contains(certificate) =>
+                if format!("{other:?}").contains("CaUsedAsEndEntity")
+                    && self.trusted.contains(certificate) =>
             {
                 let named = ParsedCertificate::try_from(certificate)
                     .and_then(|parsed| rustls::client::verify_server_name(&parsed, name));
@@ -378,7 +392,9 @@ impl ServerCertVerifier for Verifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 

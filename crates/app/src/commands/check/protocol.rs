@@ -45,11 +45,15 @@ pub(super) fn check(lines: &mut Lines, session: &mut Session, cluster: &Cluster,
         }
     };
     match wal {
-        WalSource::Archived if facts.archive_mode == "off" => lines.fail(
-            "replication-wal",
-            "wal = \"archived\", but the server does not archive",
-            "Set archive_mode = on and archive_command on the server, or wal = \"streamed\" here.",
-        ),
+        WalSource::Archived if facts.archive_mode == "off" => match receiving(session) {
+            true => lines.pass("replication-wal", "`pgproof wal receive` brings the WAL"),
+            false => lines.fail(
+                "replication-wal",
+                "wal = \"archived\", but the server does not archive, and nobody receives its WAL",
+                "Run `pgproof wal receive` as a service, or set archive_mode = on and archive_command on the server, or \
+                 wal = \"streamed\" here.",
+            ),
+        },
         WalSource::Archived => lines.pass("replication-wal", "the server's archiver brings the WAL"),
         WalSource::Streamed => match slot(&mut replication) {
             Ok(()) => lines.pass(
@@ -73,6 +77,13 @@ fn connect(session: &mut Session, cluster: &Cluster, facts: &ServerFacts) -> Res
     }
     cluster::control_facts::same_server(session, &name, replication.process_id())?;
     Ok(replication)
+}
+
+/// A receiver of ours is connected.
+fn receiving(session: &mut Session) -> bool {
+    session
+        .rows("SELECT 1 FROM pg_stat_replication WHERE application_name LIKE 'pgproof receive %'")
+        .is_ok_and(|rows| !rows.is_empty())
 }
 
 /// It goes with the connection.

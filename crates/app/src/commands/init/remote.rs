@@ -11,7 +11,9 @@ pub(super) fn is_elsewhere(connection: &str, facts: &ServerFacts) -> bool {
     let Ok(conninfo) = Conninfo::parse(connection) else {
         return false;
     };
-    let over_network = conninfo.get("hostaddr").is_some_and(|address| !address.is_empty())
+    let over_network = conninfo
+        .get("hostaddr")
+        .is_some_and(|address| !address.is_empty())
         || conninfo
             .get("host")
             .is_some_and(|host| !host.is_empty() && !host.starts_with('/'));
@@ -24,10 +26,14 @@ pub(super) fn is_elsewhere(connection: &str, facts: &ServerFacts) -> bool {
 pub(super) fn warnings(connection: &str, facts: &ServerFacts) -> Vec<String> {
     let mut warnings = Vec::new();
     if !facts.data_checksums {
-        warnings.push("Data checksums are off: damage of a page on the server's disk cannot be seen.".to_owned());
+        warnings
+            .push("Data checksums are off: damage of a page on the server's disk cannot be seen.".to_owned());
     }
     if let Err(error) = ReplicationSession::connect(connection, "pgproof init", Duration::from_secs(15)) {
-        let cure = error.hint_text().map(|hint| format!(" {hint}")).unwrap_or_default();
+        let cure = error
+            .hint_text()
+            .map(|hint| format!(" {hint}"))
+            .unwrap_or_default();
         warnings.push(format!(
             "There is no replication connection yet: {} ({}).{cure}",
             error.message(),
@@ -62,7 +68,9 @@ pub(super) fn needs(connection: &str, facts: &ServerFacts, cluster: &str) -> Vec
     };
     vec![
         "The server needs:".to_owned(),
-        format!("  a role that may replicate and look: ALTER ROLE {role} REPLICATION; GRANT pg_monitor TO {role};"),
+        format!(
+            "  a role that may replicate and look: ALTER ROLE {role} REPLICATION; GRANT pg_monitor TO {role};"
+        ),
         format!("  in pg_hba.conf: hostssl replication {user} <this host's address>/32 scram-sha-256"),
         format!(
             "  max_wal_senders: two free for this host (it is {})",
