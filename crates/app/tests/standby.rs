@@ -181,7 +181,9 @@ fn a_standby_that_is_promoted_or_whose_primary_writes_no_full_pages_is_refused_b
         return;
     };
     let standby = Standby::start(&mut world);
-    let execute = |statement: &str| drop(world.session().execute(statement).expect(statement));
+    let execute = |statement: &str| {
+        world.session().execute(statement).expect(statement);
+    };
     execute("create table public.t as select n from generate_series(1, 1000) n");
     execute("alter system set full_page_writes = off");
     execute("select pg_reload_conf()");
