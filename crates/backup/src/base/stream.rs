@@ -181,7 +181,9 @@ fn attempt<'env>(
         tablespaces,
         ..server.clone()
     };
-    refuse_unsent_tablespaces(&mut monitor, plan, &server)?;
+    // The first session was silent as long as the server sent: something on the way may have dropped it.
+    let mut after = Session::connect(conninfo)?;
+    refuse_unsent_tablespaces(&mut after, plan, &server)?;
 
     let late = std::mem::take(&mut intake.late);
     let content = |path: &str| {
@@ -249,7 +251,7 @@ fn attempt<'env>(
     let segments = wait::wait_for_wal(
         repository,
         &needed,
-        &mut monitor,
+        &mut after,
         server.in_recovery,
         options.archive_timeout,
         &mut |_, _| {

@@ -15,6 +15,9 @@ use crate::wire::{Failure, ServerError};
 /// How often the server hears from us unasked: well below any sensible `wal_sender_timeout`.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 
+/// A server that was asked for an answer with each status, and gave none for so long, is gone.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+
 /// A stream of WAL.
 pub struct WalStream {
     session: ReplicationSession,
@@ -22,6 +25,9 @@ pub struct WalStream {
     position: Lsn,
     durable: Lsn,
     told: Instant,
+    heard: Instant,
+    /// When the caller was last answered; the time that it takes to store is not the server's silence.
+    answered: Instant,
 }
 
 /// The timeline that follows, and where it begins.
@@ -55,6 +61,8 @@ impl ReplicationSession {
             position: start,
             durable: start,
             told: Instant::now(),
+            heard: Instant::now(),
+            answered: Instant::now(),
         })
     }
 }
@@ -78,6 +86,13 @@ impl WalStream {
 
     /// What comes next, within about `wait`. Keeps the server informed.
     pub fn receive(&mut self, wait: Duration) -> Result<WalData> {
+        self.heard += self.answered.elapsed();
+        let data = self.wait_for_data(wait);
+        self.answered = Instant::now();
+        data
+    }
+
+    fn wait_for_data(&mut self, wait: Duration) -> Result<WalData> {
         if self.told.elapsed() >= STATUS_EVERY {
             self.report()?;
         }
@@ -85,9 +100,12 @@ impl WalStream {
         loop {
             let frame = match self.session.wire.receive() {
                 Ok(frame) => frame,
-                Err(failure) if failure.is_timeout() => return Ok(WalData::Nothing),
+                Err(failure) if failure.is_timeout() && self.heard.elapsed() < SILENCE_LIMIT => {
+                    return Ok(WalData::Nothing);
+                }
                 Err(failure) => return Err(failed(failure)),
             };
+            self.heard = Instant::now();
             match frame.tag {
                 b'd' => match frame.body.split_first() {
                     Some((b'w', rest)) => {
@@ -161,7 +179,7 @@ impl WalStream {
         }
         // The clock is not ours to read, and the server does no more than show it (reply_time): PostgreSQL's epoch.
         body.extend_from_slice(&0_i64.to_be_bytes());
-        body.push(0);
+        body.push(1); // answer, so that silence means something
         self.session
             .wire
             .send(b'd', &body)
