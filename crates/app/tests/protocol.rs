@@ -553,20 +553,26 @@ fn a_bit_that_arrives_wrong_is_found_by_the_servers_manifest() {
 #[test]
 fn configuration_outside_the_data_directory_is_recorded_as_missing_and_generated_by_a_restore() {
     let name = "configuration_outside_the_data_directory_is_recorded_as_missing_and_generated_by_a_restore";
-    let Some(mut world) = World::start(name) else { return };
+    let Some(mut world) = World::start(name) else {
+        return;
+    };
     let outside = world.production.scratch().subfolder("etc").expect("folder");
     let hba = outside.join("pg_hba.conf");
     let trust = b"local all all trust\nlocal replication all trust\n";
     overwrite_new(&hba, trust);
     world.production.stop(StopMode::Fast).expect("stop");
     let options = world.production.start_options();
-    options.settings.push(("hba_file".into(), hba.display().to_string()));
+    options
+        .settings
+        .push(("hba_file".into(), hba.display().to_string()));
     world.production.start_again().expect("start");
     // Where it would be found if it had not been moved away, as on Debian.
     std::fs::remove_file(world.production.data_directory().join("pg_hba.conf")).expect("remove");
     world.session().execute(TABLES).expect("tables");
     let protocol = configuration(&world, "protocol.toml", &world.production.conninfo(), "");
-    let shown = run(&world, &protocol, &["backup", "--dry-run", "--json"]).ok().json();
+    let shown = run(&world, &protocol, &["backup", "--dry-run", "--json"])
+        .ok()
+        .json();
     assert!(shown.to_string().contains("etc/pg_hba.conf"), "{shown:#}");
     backup(&world, &protocol);
     let before = testing::row_digest(&world.production.conninfo()).expect("digest");
@@ -575,7 +581,14 @@ fn configuration_outside_the_data_directory_is_recorded_as_missing_and_generated
     let plan = run(
         &world,
         &protocol,
-        &["restore", "--to", "latest", "--into", &into.display().to_string(), "--json"],
+        &[
+            "restore",
+            "--to",
+            "latest",
+            "--into",
+            &into.display().to_string(),
+            "--json",
+        ],
     )
     .ok();
     assert!(plan.stdout.contains("was not captured"), "{}", plan.stdout);
@@ -590,7 +603,9 @@ fn configuration_outside_the_data_directory_is_recorded_as_missing_and_generated
 
 #[test]
 fn a_tablespace_in_place_is_sent_and_restored_or_the_backup_is_refused_by_name() {
-    let Some(world) = World::start("a_tablespace_in_place_is_sent_and_restored_or_the_backup_is_refused_by_name") else {
+    let Some(world) =
+        World::start("a_tablespace_in_place_is_sent_and_restored_or_the_backup_is_refused_by_name")
+    else {
         return;
     };
     let mut session = world.session();
@@ -617,9 +632,21 @@ fn a_tablespace_in_place_is_sent_and_restored_or_the_backup_is_refused_by_name()
     run(
         &world,
         &protocol,
-        &["restore", "--to", "latest", "--into", &into.display().to_string(), "--json"],
+        &[
+            "restore",
+            "--to",
+            "latest",
+            "--into",
+            &into.display().to_string(),
+            "--json",
+        ],
     )
     .ok();
+    // PostgreSQL's own rule: recovery takes directories in pg_tblspc only where they are allowed.
+    let conf = into.join("postgresql.conf");
+    let mut text = std::fs::read_to_string(&conf).expect("postgresql.conf");
+    text.push_str("\nallow_in_place_tablespaces = on\n");
+    overwrite_new(&conf, text.as_bytes());
     let restored = world.start_restored(&into);
     assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), before);
     restored.stop();
