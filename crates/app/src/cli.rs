@@ -93,6 +93,9 @@ pub struct Init {
     /// The server's data directory [default: what the server says]
     #[arg(long, value_name = "DIR")]
     pub data_directory: Option<PathBuf>,
+    /// Back up over the replication protocol, also when the data directory is on this host
+    #[arg(long, conflicts_with = "data_directory")]
+    pub protocol: bool,
     /// A name for the cluster
     #[arg(long, value_name = "NAME", default_value = "main")]
     pub cluster: String,
@@ -293,6 +296,8 @@ pub enum Wal {
     Push(WalPush),
     /// For restore_command: place one WAL file (0 placed, 1 absent, 126 anything else)
     Get(WalGet),
+    /// Keep a server's WAL without its archiver: stream it, until told to end
+    Receive(WalReceive),
     /// Make this server the one that archives its timeline, when it has replaced another for good
     TakeOver(WalTakeOver),
     /// What the archive holds, by timeline
@@ -307,6 +312,16 @@ pub struct WalPush {
     pub cluster: Option<String>,
     /// The file (%p), relative to the data directory
     pub path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct WalReceive {
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// The physical replication slot that keeps WAL until it is safe; made when it is missing [default:
+    /// pgproof_CLUSTER]
+    #[arg(long, value_name = "NAME")]
+    pub slot: Option<String>,
 }
 
 #[derive(Debug, Args)]

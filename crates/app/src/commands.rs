@@ -14,6 +14,7 @@ mod sandbox;
 mod status;
 mod verify;
 mod wal;
+mod wal_receive;
 
 use diagnostic::Result;
 
@@ -39,6 +40,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Verify(arguments) => verify::run(context, &arguments),
         Command::Wal(cli::Wal::Push(arguments)) => wal::push(context, &arguments),
         Command::Wal(cli::Wal::Get(arguments)) => wal::get(context, &arguments),
+        Command::Wal(cli::Wal::Receive(arguments)) => wal_receive::run(context, &arguments),
         Command::Wal(cli::Wal::TakeOver(arguments)) => wal::take_over(context, &arguments),
         Command::Wal(cli::Wal::Status(arguments)) => wal::status(context, &arguments),
         Command::Wal(cli::Wal::Gaps(arguments)) => wal::gaps(context, &arguments),

@@ -42,6 +42,8 @@ struct ClusterSection {
     connection: String,
     data_directory: Option<PathBuf>,
     programs: Option<PathBuf>,
+    primary_connection: Option<String>,
+    wal: Option<String>,
     copies: Option<Vec<String>>,
     acknowledge: Option<usize>,
 }
@@ -120,9 +122,14 @@ pub struct Cluster {
     pub name: String,
     /// libpq's connection string.
     pub connection: String,
+    /// `None`: backups come over the replication protocol.
     pub data_directory: Option<PathBuf>,
     /// The folder of PostgreSQL's programs, where it is none of the usual ones.
     pub programs: Option<PathBuf>,
+    /// Where the server is a standby: its primary, which switches its WAL segment at a backup's end.
+    pub primary_connection: Option<String>,
+    /// How a backup's WAL comes; `None`: as the server archives or not.
+    pub wal: Option<backup::base::WalSource>,
     /// Names of the copies that hold its backups and WAL, in the order in which they are asked.
     pub copies: Vec<String>,
     /// In how many copies a segment must be durable before PostgreSQL may remove it.
@@ -374,6 +381,21 @@ impl Configuration {
                 return Err(self.wrong(&key, format!("cluster {name:?} names the copy {copy:?} twice")));
             }
         }
+        let key = format!("{at}.wal");
+        let wal = match section.wal.as_deref() {
+            None => None,
+            Some("archived") => Some(backup::base::WalSource::Archived),
+            Some("streamed") if section.data_directory.is_none() => Some(backup::base::WalSource::Streamed),
+            Some("streamed") => {
+                let message =
+                    format!("cluster {name:?} has a data_directory: its WAL comes from the archiver");
+                return Err(self.wrong(&key, message));
+            }
+            Some(other) => {
+                let message = format!("`wal` is \"archived\" or \"streamed\", not {other:?}");
+                return Err(self.wrong(&key, message));
+            }
+        };
         let acknowledge = section.acknowledge.unwrap_or(copies.len());
         if acknowledge == 0 || acknowledge > copies.len() {
             let message = format!(
@@ -387,6 +409,8 @@ impl Configuration {
             connection: section.connection,
             data_directory: section.data_directory.map(|directory| base.join(directory)),
             programs: section.programs.map(|folder| base.join(folder)),
+            primary_connection: section.primary_connection,
+            wal,
             copies,
             acknowledge,
         })
@@ -515,6 +539,21 @@ impl Configuration {
                 .as_ref()
                 .map(|path| quoted(&path.display().to_string()));
             add(format!("{at}.programs"), optional(programs));
+            if let Some(primary) = &cluster.primary_connection {
+                add(
+                    format!("{at}.primary_connection"),
+                    quoted(&values::without_password(primary)),
+                );
+            }
+            if let Some(wal) = cluster.wal {
+                add(
+                    format!("{at}.wal"),
+                    quoted(match wal {
+                        backup::base::WalSource::Archived => "archived",
+                        backup::base::WalSource::Streamed => "streamed",
+                    }),
+                );
+            }
             add(format!("{at}.copies"), list(&cluster.copies));
             add(format!("{at}.acknowledge"), cluster.acknowledge.to_string());
         }

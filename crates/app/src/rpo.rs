@@ -1,7 +1,5 @@
 //! What would be lost if the server and its disks vanished now: gathers the facts for `history::rpo`.
 
-use std::path::Path;
-
 use cluster::Session;
 use diagnostic::{Error, Result};
 use history::{Archive, LiveTail, Rpo};
@@ -43,13 +41,14 @@ pub fn measure(cluster: &Cluster, archive: &Archive) -> Result<Rpo> {
         .and_then(Option::as_deref)
         .ok_or_else(|| Error::new("server-error", "pg_current_wal_flush_lsn() gave nothing"))?
         .parse()?;
-    let data_directory: &Path = cluster.data_directory.as_deref().unwrap_or(&facts.data_directory);
+    let last_commit = end.last_commit.map(|commit| commit.time);
+    let Some(data_directory) = cluster.data_directory.as_deref() else {
+        // The WAL itself is not at hand: bytes are exact, commits are not known unless there are none.
+        let live = LiveTail::of(end.lsn, flush.max(end.lsn), &[], end.lsn >= flush);
+        return Ok(history::rpo(end.lsn, last_commit, &live));
+    };
     let tail = backup::read_live_tail(data_directory, facts.timeline, end.lsn, flush)?;
     let complete = !tail.seam_unresolved && tail.end >= flush;
     let live = LiveTail::of(end.lsn, flush.max(end.lsn), &tail.transactions, complete);
-    Ok(history::rpo(
-        end.lsn,
-        end.last_commit.map(|commit| commit.time),
-        &live,
-    ))
+    Ok(history::rpo(end.lsn, last_commit, &live))
 }

@@ -182,6 +182,28 @@ pub fn changes(facts: &ServerFacts, wanted: &str, replace: bool) -> Result<Vec<C
     Ok(changes)
 }
 
+/// The changes that a backup over the replication protocol needs: archiving is not set up from here.
+pub fn changes_elsewhere(facts: &ServerFacts) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if facts.wal_level == "minimal" {
+        changes.push(Change {
+            setting: "wal_level",
+            from: facts.wal_level.clone(),
+            to: "replica".to_owned(),
+            restart: true,
+        });
+    }
+    if !facts.full_page_writes {
+        changes.push(Change {
+            setting: "full_page_writes",
+            from: "off".to_owned(),
+            to: "on".to_owned(),
+            restart: false,
+        });
+    }
+    changes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -59,8 +59,8 @@ fn measure_backup(conninfo: &str, url: &str, key: &str, threads: &str, full: boo
         conninfo,
         &repository,
         &PlanOptions {
-            data_directory: None,
             full,
+            ..PlanOptions::default()
         },
         Timestamp::now(),
     )?;

@@ -11,9 +11,13 @@ mod dispatch;
 mod excuse;
 mod parent;
 mod plan;
+mod plan_protocol;
 mod read;
 mod record;
+mod sent;
+mod stream;
 mod wait;
+mod wal_stream;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,7 +40,9 @@ use excuse::BackupWal;
 use wait::Needed;
 use worker::{BadPage, Shared, store_bytes};
 
-pub use plan::{Plan, PlanOptions, RetiringPack, plan};
+pub use plan::{Connection, Method, Plan, PlanOptions, ProtocolOptions, RetiringPack, WalSource, plan};
+
+pub use wal_stream::streaming_writer;
 
 /// What the caller decides about a run. The clock is the caller's.
 pub struct BaseBackupOptions<'a> {
@@ -167,22 +173,15 @@ pub fn run(
     repository: &ClusterRepository,
     options: &BaseBackupOptions<'_>,
 ) -> Result<BackupResult> {
+    if plan.method == Method::Protocol {
+        return stream::run(plan, conninfo, repository, options);
+    }
     let started_at = (options.clock)();
     let requests_before = repository.repository().store().requests();
     let mut monitor = Session::connect(conninfo)?;
     refuse_second_backup(&mut monitor)?;
     let server = cluster::gather(&mut monitor)?;
-    if server.system_identifier != plan.server.system_identifier || server.timeline != plan.server.timeline {
-        return Err(Error::new(
-            "plan-outdated",
-            "the server is another one than when the backup was planned",
-        )
-        .detail(format!(
-            "Planned: system identifier {}, timeline {}. Now: {}, timeline {}.",
-            plan.server.system_identifier, plan.server.timeline, server.system_identifier, server.timeline
-        ))
-        .hint("Run the backup again."));
-    }
+    refuse_other_server(plan, &server)?;
     let captured = cluster::captured_configuration(&server, &mut monitor)?;
     let parent = plan.parent.map(|id| repository.backup(id)).transpose()?;
 
@@ -264,6 +263,9 @@ pub fn run(
         start: start_lsn,
         stop: stop.lsn,
     };
+    if server.in_recovery {
+        wait::ask_primary(plan.primary.as_ref(), &needed)?;
+    }
     let segments = wait::wait_for_wal(
         repository,
         &needed,
@@ -277,7 +279,7 @@ pub fn run(
     let bad_pages_count = shared.bad_pages_count.load(Ordering::Relaxed);
     let wal = BackupWal {
         repository,
-        pg_wal: &plan.data_directory.join("pg_wal"),
+        pg_wal: Some(&plan.data_directory.join("pg_wal")),
         segments: &segments,
         wal_segment_size: server.wal_segment_size,
         timeline: label.timeline,
@@ -324,6 +326,22 @@ pub fn run(
         findings: judged.findings,
         backup,
     })
+}
+
+/// The plan was made for this server.
+fn refuse_other_server(plan: &Plan, server: &ServerFacts) -> Result<()> {
+    if server.system_identifier != plan.server.system_identifier || server.timeline != plan.server.timeline {
+        return Err(Error::new(
+            "plan-outdated",
+            "the server is another one than when the backup was planned",
+        )
+        .detail(format!(
+            "Planned: system identifier {}, timeline {}. Now: {}, timeline {}.",
+            plan.server.system_identifier, plan.server.timeline, server.system_identifier, server.timeline
+        ))
+        .hint("Run the backup again."));
+    }
+    Ok(())
 }
 
 /// One base backup of a server at a time: two would be safe, and read everything twice.
@@ -524,12 +542,18 @@ impl<'a> Teller<'a> {
     }
 
     fn tell(&mut self, stage: Stage, shared: &Shared<'_>) -> Result<()> {
+        let files = shared.files_done.load(Ordering::Relaxed);
+        let bytes = shared.bytes_done.load(Ordering::Relaxed);
+        self.tell_numbers(stage, files, bytes)
+    }
+
+    fn tell_numbers(&mut self, stage: Stage, files_done: u64, bytes_done: u64) -> Result<()> {
         self.options.progress.update(&ProgressState {
             stage,
-            files_done: shared.files_done.load(Ordering::Relaxed),
-            files_total: self.plan.files,
-            bytes_done: shared.bytes_done.load(Ordering::Relaxed),
-            bytes_total: self.plan.bytes,
+            files_done,
+            files_total: self.plan.files.max(files_done),
+            bytes_done,
+            bytes_total: self.plan.bytes.max(bytes_done),
             bytes_stored: self.bytes_stored(),
         });
         if self.renewed.elapsed() >= RENEW_EVERY {

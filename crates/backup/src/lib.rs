@@ -10,6 +10,7 @@
 pub mod base;
 pub mod live_wal;
 pub mod wal_push;
+pub mod wal_receive;
 
 mod history_file;
 mod previous_tail;

@@ -83,8 +83,19 @@ struct Source {
     file: WalFile,
     name: String,
     bytes: Vec<u8>,
-    pg_wal: PathBuf,
+    /// Where the segment before may lie; `None` for what came over the wire.
+    pg_wal: Option<PathBuf>,
     wal_segment_size: u32,
+}
+
+/// A WAL file that came over the replication protocol.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) system: SystemIdentifier,
+    /// A segment's or a history file's name.
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) wal_segment_size: u32,
 }
 
 /// Pushes the file; `Ok` means that the policy's number of copies holds it durably.
@@ -229,9 +240,45 @@ fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
         file,
         name,
         bytes,
-        pg_wal,
+        pg_wal: Some(pg_wal),
         wal_segment_size: size,
     })
+}
+
+/// Stores a received file in one copy, under the same rules as [`push`]. Errors: `wal-file-name`,
+/// `wal-segment-name`, `wal-segment-size`, `wal-segment-system`, `wal-second-writer`, `wal-conflict`, and the store's.
+pub(crate) fn push_received(
+    repository: &ClusterRepository,
+    received: Received,
+    writer: &Writer,
+    now: jiff::Timestamp,
+) -> Result<PutWal> {
+    let Some(file) = WalFile::parse(&received.name, received.wal_segment_size) else {
+        return Err(Error::new(
+            "wal-file-name",
+            format!("\"{}\" is no WAL file", received.name.escape_debug()),
+        ));
+    };
+    let source = Source {
+        system: received.system,
+        file,
+        name: received.name,
+        bytes: received.bytes,
+        pg_wal: None,
+        wal_segment_size: received.wal_segment_size,
+    };
+    match source.file {
+        WalFile::History { timeline } => drop(TimelineHistory::parse(timeline, &source.bytes)?),
+        _ if source.bytes.len() as u64 != u64::from(source.wal_segment_size) => {
+            return Err(Error::new(
+                "wal-segment-size",
+                format!("WAL segment {} is not complete", source.name),
+            ));
+        }
+        _ => drop(check_header(&source)?),
+    }
+    claim(repository, &source, writer, now)?;
+    store(repository, &source, || index(&source))
 }
 
 /// Reads at most `limit` bytes; a longer file is an error.
@@ -304,16 +351,14 @@ fn check_header(source: &Source) -> Result<SegmentHeader> {
 /// Indexes a segment, with the record that spans its start when the segment before is still there.
 fn index(source: &Source) -> Result<SegmentIndex> {
     let header = check_header(source)?;
-    let before = (header.remaining_length > 0)
-        .then(|| {
-            previous_tail(
-                &source.pg_wal,
-                source.file.timeline(),
-                header.number(),
-                source.wal_segment_size,
-            )
-        })
-        .flatten();
+    let before = Some(()).filter(|()| header.remaining_length > 0).and_then(|()| {
+        previous_tail(
+            source.pg_wal.as_deref()?,
+            source.file.timeline(),
+            header.number(),
+            source.wal_segment_size,
+        )
+    });
     SegmentIndexer::index(&source.bytes, &source.file, before.as_deref())
 }
 

@@ -127,6 +127,13 @@ fn refused(error: Error, step: &str) -> Error {
                  pg_stop_backup(boolean, boolean) TO <account>.",
         ),
         Some("55000") if step == "stop" && error.message().contains("promoted") => promoted(),
+        // Hard rule 6: the server has replayed WAL that was written without full pages.
+        Some("55000") if error.message().contains("full_page_writes") => Error::new(
+            "standby-without-full-page-writes",
+            "this standby's primary runs, or ran, without full_page_writes",
+        )
+        .detail(error.message().to_owned())
+        .hint("Set full_page_writes = on on the primary, run CHECKPOINT there, and try again."),
         Some(_) => {
             let refused = Error::new(
                 "backup-refused",

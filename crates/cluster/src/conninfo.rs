@@ -1,36 +1,44 @@
 //! Connection strings as libpq reads them: `key = 'value'` pairs or a `postgresql://` URI.
 //!
 //! Invariants: reading is total (any text gives a value or an error, never a panic); a setting that asks for
-//! a protection which pgproof does not offer yet (TLS, channel binding, Kerberos) is refused and never
-//! ignored; a password is never put into an error or into [`Conninfo::redacted`]. Source of the grammar:
+//! a protection which pgproof does not offer (Kerberos, revocation folders, ...) is refused and never ignored; a password is never put into an error or into [`Conninfo::redacted`]. Source of the grammar:
 //! `conninfo_parse` and `conninfo_uri_parse` of `src/interfaces/libpq/fe-connect.c`.
 
+use crate::wire::{
+    Attributes, ChannelBinding, Host, Parameters, Place, RootCertificates, TlsMode, TlsParameters,
+};
 use diagnostic::{Error, Result};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where libpq looks for a socket when no host is named: Debian's folder, then PostgreSQL's own default.
 const DEFAULT_SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
-/// Settings that only matter once TLS or Kerberos is in use, or that change nothing here.
-const WITHOUT_EFFECT: [&str; 22] = [
+/// Settings that `Conninfo::tls` reads, whatever order they come in.
+const TLS_SETTINGS: [&str; 11] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcrl",
+    "sslcert",
+    "sslkey",
+    "sslcertmode",
+    "sslsni",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+    "sslnegotiation",
+    "requiressl",
+];
+
+/// Settings of libpq that change nothing here.
+const WITHOUT_EFFECT: [&str; 12] = [
     "application_name",
     "fallback_application_name",
     "client_encoding",
     "sslcompression",
-    "sslcert",
-    "sslkey",
-    "sslpassword",
-    "sslcertmode",
-    "sslrootcert",
-    "sslcrl",
-    "sslcrldir",
-    "sslsni",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
     "min_protocol_version",
     "max_protocol_version",
     "sslkeylogfile",
@@ -77,104 +85,71 @@ impl Conninfo {
         copy.to_string()
     }
 
-    /// What the client library is told. Error codes: `tls-not-supported`, `conninfo-unsupported`,
-    /// `conninfo-syntax`, `password-file`.
-    pub(crate) fn to_client_config(&self) -> Result<(sql::Config, Option<Duration>)> {
-        let mut config = sql::Config::new();
-        config.ssl_mode(sql::config::SslMode::Disable);
-        let mut connect_timeout = None;
-        let mut addresses: Vec<String> = Vec::new();
+    /// What is to be done. Error codes: `conninfo-unsupported`, `conninfo-syntax`, `password-file`.
+    pub(crate) fn parameters(&self) -> Result<Parameters> {
+        let mut parameters = Parameters {
+            hosts: Vec::new(),
+            user: match self.value("user") {
+                Some(user) => user.to_owned(),
+                None => account_name()?,
+            },
+            database: self.value("dbname").unwrap_or_default().to_owned(),
+            options: self.value("options").map(str::to_owned),
+            connect_timeout: None,
+            tcp_user_timeout: None,
+            keepalives: true,
+            keepalives_idle: None,
+            keepalives_interval: None,
+            keepalives_count: None,
+            attributes: Attributes::Any,
+            tls: TlsParameters::default(),
+            channel_binding: ChannelBinding::Prefer,
+        };
         for (name, value) in &self.0 {
             if value.is_empty() {
                 continue; // libpq: an empty value is the default
             }
+            let seconds = || Ok(Some(Duration::from_secs(number(name, value)?)));
             match name.as_str() {
-                "user" => {
-                    config.user(value);
-                }
-                "password" => {
-                    config.password(value);
-                }
-                "dbname" => {
-                    config.dbname(value);
-                }
-                "options" => {
-                    config.options(value);
-                }
-                "host" => {
-                    for host in value.split(',') {
-                        match host {
-                            "" => config.host_path(DEFAULT_SOCKET_DIRECTORIES[0]),
-                            path if path.starts_with('/') => config.host_path(path),
-                            path if path.starts_with('@') => {
-                                return Err(unsupported(name, "abstract sockets are not supported"));
-                            }
-                            host => config.host(host),
-                        };
-                    }
-                }
-                "hostaddr" => {
-                    for address in value.split(',') {
-                        let parsed = address
-                            .parse()
-                            .map_err(|_| syntax(format!("\"{address}\" is no IP address")))?;
-                        config.hostaddr(parsed);
-                        addresses.push(address.to_string());
-                    }
-                }
-                "port" => {
-                    for port in value.split(',') {
-                        let port = if port.is_empty() { "5432" } else { port };
-                        match port.trim().parse::<u16>() {
-                            Ok(port) if port > 0 => config.port(port),
-                            _ => return Err(syntax(format!("\"{port}\" is no port"))),
-                        };
-                    }
-                }
+                "user" | "password" | "passfile" | "dbname" | "options" | "host" | "hostaddr" | "port" => {}
                 "connect_timeout" => {
                     let seconds: i64 = number(name, value)?;
                     if seconds > 0 {
                         // As libpq: never less than two seconds.
-                        connect_timeout = Some(Duration::from_secs(seconds.max(2).unsigned_abs()));
+                        parameters.connect_timeout = Some(Duration::from_secs(seconds.max(2).unsigned_abs()));
                     }
                 }
                 "tcp_user_timeout" => {
-                    config.tcp_user_timeout(Duration::from_millis(number(name, value)?));
+                    parameters.tcp_user_timeout = Some(Duration::from_millis(number(name, value)?));
                 }
-                "keepalives" => {
-                    config.keepalives(number::<i64>(name, value)? != 0);
-                }
-                "keepalives_idle" => {
-                    config.keepalives_idle(Duration::from_secs(number(name, value)?));
-                }
-                "keepalives_interval" => {
-                    config.keepalives_interval(Duration::from_secs(number(name, value)?));
-                }
-                "keepalives_count" => {
-                    config.keepalives_retries(number(name, value)?);
-                }
+                "keepalives" => parameters.keepalives = number::<i64>(name, value)? != 0,
+                "keepalives_idle" => parameters.keepalives_idle = seconds()?,
+                "keepalives_interval" => parameters.keepalives_interval = seconds()?,
+                "keepalives_count" => parameters.keepalives_count = Some(number(name, value)?),
                 "target_session_attrs" => {
-                    use sql::config::TargetSessionAttrs as T;
-                    config.target_session_attrs(match value.as_str() {
-                        "any" => T::Any,
-                        "read-write" | "primary" => T::ReadWrite,
-                        "read-only" | "standby" => T::ReadOnly,
+                    parameters.attributes = match value.as_str() {
+                        "any" => Attributes::Any,
+                        "read-write" | "primary" => Attributes::ReadWrite,
+                        "read-only" | "standby" => Attributes::ReadOnly,
                         other => return Err(unsupported(name, other)),
-                    });
+                    };
                 }
-                "sslmode" => match value.as_str() {
-                    "disable" | "allow" | "prefer" => {}
-                    "require" | "verify-ca" | "verify-full" => return Err(tls_not_supported(value)),
-                    other => return Err(syntax(format!("\"{other}\" is no sslmode"))),
-                },
-                "sslnegotiation" if value == "postgres" => {}
-                "sslnegotiation" | "requiressl" => return Err(tls_not_supported(value)),
-                "gssencmode" | "channel_binding" if value == "disable" || value == "prefer" => {}
+                "channel_binding" => {
+                    parameters.channel_binding = match value.as_str() {
+                        "disable" => ChannelBinding::Disable,
+                        "prefer" => ChannelBinding::Prefer,
+                        "require" => ChannelBinding::Require,
+                        other => return Err(syntax(format!("\"{other}\" is no channel_binding"))),
+                    };
+                }
+                known if TLS_SETTINGS.contains(&known) => {}
+                "gssencmode" if value == "disable" || value == "prefer" => {}
                 "replication" if value == "false" || value == "0" || value == "off" || value == "no" => {}
-                "passfile" => {}
                 known if WITHOUT_EFFECT.contains(&known) => {}
-                "gssencmode" | "channel_binding" | "requirepeer" | "require_auth" | "service"
-                | "servicefile" | "replication" => return Err(unsupported(name, value)),
+                "gssencmode" | "requirepeer" | "require_auth" | "service" | "servicefile" | "replication"
+                | "sslnegotiation" | "requiressl" | "sslpassword" | "sslcrldir" => {
+                    return Err(unsupported(name, value));
+                }
                 other => {
                     return Err(syntax(format!(
                         "\"{other}\" is no setting of a connection string"
@@ -182,50 +157,221 @@ impl Conninfo {
                 }
             }
         }
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            for folder in DEFAULT_SOCKET_DIRECTORIES {
-                config.host_path(folder);
-            }
-        }
-        if self.get("password").is_none_or(str::is_empty)
-            && let Some(file) = self.get("passfile").filter(|file| !file.is_empty())
-            && let Some(password) = self.password_from(Path::new(file))?
-        {
-            config.password(password);
-        }
-        Ok((config, connect_timeout))
+        parameters.tls = self.tls()?;
+        parameters.hosts = self.hosts(&parameters)?;
+        Ok(parameters)
     }
 
-    /// The password that a `.pgpass` file holds for this connection.
-    fn password_from(&self, file: &Path) -> Result<Option<String>> {
-        let text = (|| {
-            let mode = std::fs::metadata(file)?.mode();
-            if mode & 0o077 != 0 {
-                return Err(std::io::Error::other("the file may be read by group or others"));
-            }
-            std::fs::read_to_string(file)
-        })()
-        .map_err(|error| {
-            Error::io(
-                "password-file",
-                format!("cannot use password file \"{}\"", file.display()),
-                &error,
-            )
-            .hint(format!(
-                "chmod 0600 '{}', owned by the account that runs pgproof.",
-                file.display()
-            ))
-        })?;
-        let wanted = [
-            self.get("host")
-                .filter(|host| !host.is_empty() && !host.starts_with('/'))
-                .unwrap_or("localhost"),
-            self.get("port").filter(|port| !port.is_empty()).unwrap_or("5432"),
-            self.get("dbname").or_else(|| self.get("user")).unwrap_or(""),
-            self.get("user").unwrap_or(""),
-        ];
-        Ok(text.lines().find_map(|line| password_of_line(line, &wanted)))
+    /// A setting that is not empty.
+    fn value(&self, name: &str) -> Option<&str> {
+        self.get(name).filter(|value| !value.is_empty())
     }
+
+    fn tls(&self) -> Result<TlsParameters> {
+        let mut tls = TlsParameters {
+            mode: match self.value("sslmode") {
+                None | Some("prefer") => TlsMode::Prefer,
+                Some("disable") => TlsMode::Disable,
+                Some("allow") => TlsMode::Allow,
+                Some("require") => TlsMode::Require,
+                Some("verify-ca") => TlsMode::VerifyCa,
+                Some("verify-full") => TlsMode::VerifyFull,
+                Some(other) => return Err(syntax(format!("\"{other}\" is no sslmode"))),
+            },
+            revoked: self.value("sslcrl").map(PathBuf::from),
+            without_server_name: self.value("sslsni") == Some("0"),
+            ..TlsParameters::default()
+        };
+        tls.roots = match self.value("sslrootcert") {
+            None => None,
+            Some("system") => {
+                // As libpq: any public authority vouches for names only, so that a weaker check would mean nothing.
+                match self.value("sslmode") {
+                    None | Some("verify-full") => tls.mode = TlsMode::VerifyFull,
+                    Some(weaker) => {
+                        return Err(syntax(format!(
+                            "sslrootcert=system needs sslmode=verify-full, not {weaker}"
+                        )));
+                    }
+                }
+                Some(RootCertificates::System)
+            }
+            Some(file) => Some(RootCertificates::File(file.into())),
+        };
+        tls.client = match (
+            self.value("sslcertmode"),
+            self.value("sslcert"),
+            self.value("sslkey"),
+        ) {
+            (Some("disable"), ..) | (None | Some("allow"), None, None) => None,
+            (None | Some("allow"), Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+            (Some(mode), ..) if mode != "allow" => return Err(unsupported("sslcertmode", mode)),
+            _ => {
+                return Err(syntax(
+                    "sslcert and sslkey belong together: name both files or none".into(),
+                ));
+            }
+        };
+        let version = |name: &str| match self.value(name) {
+            None | Some("TLSv1" | "TLSv1.1") => Ok(None),
+            Some("TLSv1.2") => Ok(Some(12)),
+            Some("TLSv1.3") => Ok(Some(13)),
+            Some(other) => Err(syntax(format!("\"{other}\" is no {name}"))),
+        };
+        tls.only_tls_13 = version("ssl_min_protocol_version")? == Some(13);
+        tls.no_tls_13 = match self.value("ssl_max_protocol_version") {
+            Some(old @ ("TLSv1" | "TLSv1.1")) => return Err(unsupported("ssl_max_protocol_version", old)),
+            _ => version("ssl_max_protocol_version")? == Some(12),
+        };
+        if tls.only_tls_13 && tls.no_tls_13 {
+            return Err(syntax(
+                "ssl_min_protocol_version lies above ssl_max_protocol_version".into(),
+            ));
+        }
+        for name in ["sslnegotiation", "requiressl"] {
+            match self.value(name) {
+                None | Some("postgres") => {}
+                Some(value) => return Err(unsupported(name, value)),
+            }
+        }
+        if matches!(tls.mode, TlsMode::Disable) && self.value("channel_binding") == Some("require") {
+            return Err(syntax(
+                "channel_binding=require needs TLS, and sslmode=disable".into(),
+            ));
+        }
+        Ok(tls)
+    }
+
+    fn hosts(&self, parameters: &Parameters) -> Result<Vec<Host>> {
+        fn list(value: Option<&str>) -> Vec<&str> {
+            value.map(|value| value.split(',').collect()).unwrap_or_default()
+        }
+        let (names, addresses) = (list(self.value("host")), list(self.value("hostaddr")));
+        let ports = list(self.value("port"));
+        if !names.is_empty() && !addresses.is_empty() && names.len() != addresses.len() {
+            return Err(syntax("host and hostaddr do not name equally many hosts".into()));
+        }
+        let mut places = Vec::new();
+        for index in 0..names.len().max(addresses.len()) {
+            let name = names.get(index).copied().unwrap_or_default();
+            let address = addresses
+                .get(index)
+                .filter(|address| !address.is_empty())
+                .map(|address| {
+                    address
+                        .parse::<IpAddr>()
+                        .map_err(|_| syntax(format!("\"{address}\" is no IP address")))
+                })
+                .transpose()?;
+            places.push(match (name, address) {
+                ("", None) => Place::Unix(DEFAULT_SOCKET_DIRECTORIES[0].into()),
+                (path, None) if path.starts_with('/') => Place::Unix(path.into()),
+                (path, _) if path.starts_with('@') => {
+                    return Err(unsupported("host", "abstract sockets are not supported"));
+                }
+                ("", Some(address)) => {
+                    if parameters.tls.mode == TlsMode::VerifyFull {
+                        return Err(syntax(
+                            "sslmode=verify-full needs the server's name in host".into(),
+                        ));
+                    }
+                    Place::Tcp {
+                        host: address.to_string(),
+                        address: Some(address),
+                    }
+                }
+                (host, address) => Place::Tcp {
+                    host: host.to_owned(),
+                    address,
+                },
+            });
+        }
+        if places.is_empty() {
+            places.extend(DEFAULT_SOCKET_DIRECTORIES.map(|folder| Place::Unix(folder.into())));
+        }
+        if ports.len() > 1 && ports.len() != places.len() {
+            return Err(syntax(
+                "port does not name as many ports as there are hosts".into(),
+            ));
+        }
+        let mut hosts = Vec::new();
+        for (index, place) in places.into_iter().enumerate() {
+            let port = match ports.get(index).or(ports.first()).copied().unwrap_or("5432") {
+                "" => "5432",
+                port => port,
+            };
+            let port = match port.trim().parse::<u16>() {
+                Ok(port) if port > 0 => port,
+                _ => return Err(syntax(format!("\"{port}\" is no port"))),
+            };
+            hosts.push(Host {
+                password: self.password(&place, port, parameters)?,
+                place,
+                port,
+            });
+        }
+        Ok(hosts)
+    }
+
+    fn password(&self, place: &Place, port: u16, parameters: &Parameters) -> Result<Option<Vec<u8>>> {
+        if let Some(password) = self.value("password") {
+            return Ok(Some(password.as_bytes().to_vec()));
+        }
+        let Some(file) = self.value("passfile") else {
+            return Ok(None);
+        };
+        let host = match place {
+            Place::Unix(_) => "localhost",
+            Place::Tcp { host, .. } => host,
+        };
+        let database = match parameters.database.as_str() {
+            "" => &parameters.user,
+            database => database,
+        };
+        let wanted = [host, &port.to_string(), database, &parameters.user];
+        Ok(password_from(Path::new(file), &wanted)?.map(String::into_bytes))
+    }
+}
+
+/// The password that a `.pgpass` file holds for this connection.
+fn password_from(file: &Path, wanted: &[&str; 4]) -> Result<Option<String>> {
+    let text = (|| {
+        let mode = std::fs::metadata(file)?.mode();
+        if mode & 0o077 != 0 {
+            return Err(std::io::Error::other("the file may be read by group or others"));
+        }
+        std::fs::read_to_string(file)
+    })()
+    .map_err(|error| {
+        Error::io(
+            "password-file",
+            format!("cannot use password file \"{}\"", file.display()),
+            &error,
+        )
+        .hint(format!(
+            "chmod 0600 '{}', owned by the account that runs pgproof.",
+            file.display()
+        ))
+    })?;
+    Ok(text.lines().find_map(|line| password_of_line(line, wanted)))
+}
+
+/// The operating system account's name, libpq's default for the user.
+fn account_name() -> Result<String> {
+    let wanted = rustix::process::geteuid().as_raw().to_string();
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    accounts
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&wanted.as_str()))
+        .and_then(|fields| fields.first().map(|name| (*name).to_owned()))
+        .ok_or_else(|| {
+            Error::usage(
+                "conninfo-syntax",
+                format!("the connection string names no user, and account {wanted} has no name"),
+            )
+            .hint("Add user=NAME to the connection string.")
+        })
 }
 
 /// One line of a password file: `host:port:database:user:password`, `\:` and `\\` escaped, `*` matches all.
@@ -397,15 +543,6 @@ fn unsupported(name: &str, value: &str) -> Error {
     .hint("Leave it out, or connect over the server's Unix socket.")
 }
 
-fn tls_not_supported(value: &str) -> Error {
-    Error::usage(
-        "tls-not-supported",
-        format!("the connection string demands TLS ({value}), which pgproof does not speak yet"),
-    )
-    .detail("Connecting without TLS would break that demand, so nothing was sent.")
-    .hint("Connect over the server's Unix socket: \"host=/var/run/postgresql ...\" without sslmode.")
-}
-
 impl fmt::Display for Conninfo {
     /// `key='value'` pairs, with the password if there is one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -455,34 +592,70 @@ mod tests {
     }
 
     #[test]
-    fn demanding_tls_is_refused_and_never_ignored() {
-        for mode in ["require", "verify-ca", "verify-full"] {
-            let error = Conninfo::parse(&format!("host=h sslmode={mode}"))
+    fn what_is_demanded_is_carried_out_or_refused() {
+        let parameters = |text: &str| Conninfo::parse(text).unwrap().parameters();
+        for (mode, wanted) in [
+            ("disable", TlsMode::Disable),
+            ("allow", TlsMode::Allow),
+            ("prefer", TlsMode::Prefer),
+            ("require", TlsMode::Require),
+            ("verify-ca", TlsMode::VerifyCa),
+            ("verify-full", TlsMode::VerifyFull),
+        ] {
+            let parameters = parameters(&format!("host=h user=u sslmode={mode}")).unwrap();
+            assert_eq!(parameters.tls.mode, wanted);
+        }
+        let system = parameters("host=h user=u sslrootcert=system").unwrap();
+        assert_eq!(system.tls.mode, TlsMode::VerifyFull);
+        assert_eq!(
+            Conninfo::parse("postgresql://u@h/?ssl=true")
                 .unwrap()
-                .to_client_config();
-            assert_eq!(error.unwrap_err().code(), "tls-not-supported");
-        }
-        let error = Conninfo::parse("postgresql://h/?ssl=true")
-            .unwrap()
-            .to_client_config();
-        assert_eq!(error.unwrap_err().code(), "tls-not-supported");
-        for mode in ["disable", "allow", "prefer"] {
-            assert!(
-                Conninfo::parse(&format!("sslmode={mode}"))
-                    .unwrap()
-                    .to_client_config()
-                    .is_ok()
-            );
-        }
+                .parameters()
+                .unwrap()
+                .tls
+                .mode,
+            TlsMode::Require
+        );
+        let bound = parameters("host=h user=u channel_binding=require").unwrap();
+        assert_eq!(bound.channel_binding, ChannelBinding::Require);
         for demand in [
-            "channel_binding=require",
             "requirepeer=postgres",
             "service=x",
             "gssencmode=require",
+            "sslnegotiation=direct",
+            "sslcrldir=/x",
+            "sslcertmode=require",
+            "ssl_max_protocol_version=TLSv1.1",
         ] {
-            let error = Conninfo::parse(demand).unwrap().to_client_config();
-            assert_eq!(error.unwrap_err().code(), "conninfo-unsupported", "{demand}");
+            let error = parameters(&format!("user=u {demand}")).unwrap_err();
+            assert_eq!(error.code(), "conninfo-unsupported", "{demand}");
         }
+        for contradiction in [
+            "sslmode=require sslrootcert=system",
+            "sslcert=/x",
+            "sslmode=disable channel_binding=require",
+            "sslmode=verify-full hostaddr=127.0.0.1",
+        ] {
+            let error = parameters(&format!("user=u {contradiction}")).unwrap_err();
+            assert_eq!(error.code(), "conninfo-syntax", "{contradiction}");
+        }
+    }
+
+    #[test]
+    fn each_host_has_its_port_and_its_address() {
+        let parameters = Conninfo::parse("host=a,/run/pg,c hostaddr=10.0.0.1,,10.0.0.3 port=1,2,3 user=u")
+            .unwrap()
+            .parameters()
+            .unwrap();
+        let shown: Vec<_> = parameters.hosts.iter().map(|host| format!("{host:?}")).collect();
+        assert_eq!(
+            shown,
+            [
+                r#"Tcp { host: "a", address: Some(10.0.0.1) }:1"#,
+                r#"Unix("/run/pg"):2"#,
+                r#"Tcp { host: "c", address: Some(10.0.0.3) }:3"#
+            ]
+        );
     }
 
     #[test]
@@ -509,7 +682,7 @@ mod tests {
             "colour=red",
             "sslmode=maybe",
         ] {
-            let error = Conninfo::parse(text).unwrap().to_client_config();
+            let error = Conninfo::parse(text).unwrap().parameters();
             assert_eq!(error.unwrap_err().code(), "conninfo-syntax", "{text}");
         }
     }
@@ -531,7 +704,7 @@ mod tests {
         fn any_text_is_read_or_refused(text in ".*") {
             for text in [text.clone(), format!("postgresql://{text}"), format!("host='{text}")] {
                 if let Ok(conninfo) = Conninfo::parse(&text) {
-                    let _ = conninfo.to_client_config();
+                    let _ = conninfo.parameters();
                     proptest::prop_assert_eq!(Conninfo::parse(&conninfo.to_string()).ok(), Some(conninfo));
                 }
             }

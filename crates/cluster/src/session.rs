@@ -12,6 +12,7 @@
 //! begins with `SQLSTATE`), `connection-lost`.
 
 use crate::conninfo::Conninfo;
+use crate::wire::{self, Cancel, Failure, Wire};
 use diagnostic::{Error, Result};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -75,7 +76,7 @@ pub struct Session {
 
 /// Cancels the statement that a session runs, from any thread.
 #[derive(Clone)]
-pub struct CancelHandle(sql::CancelToken);
+pub struct CancelHandle(Cancel);
 
 impl CancelHandle {
     /// Asks the server to cancel; that it was asked says nothing about whether there was something to cancel.
@@ -83,13 +84,11 @@ impl CancelHandle {
         let token = self.0.clone();
         let (answer, result) = sync_channel(1);
         spawn("pgproof-cancel", move || {
-            let _ = answer.send(token.cancel_query(sql::NoTls));
+            let _ = answer.send(token.send(GRACE));
         })?;
         match result.recv_timeout(GRACE) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                Err(Error::new("connection-lost", "cannot cancel the statement").caused_by(&error))
-            }
+            Ok(Err(failure)) => Err(failure.into_error("connection-lost", "cannot cancel the statement")),
             Err(_) => Err(Error::new(
                 "connection-lost",
                 "cannot cancel the statement: the server is silent",
@@ -111,27 +110,29 @@ impl Session {
             conninfo = conninfo.with("dbname", database);
         }
         let shown = conninfo.redacted();
-        let (mut config, wanted_timeout) = conninfo.to_client_config()?;
-        let connect_timeout = wanted_timeout.unwrap_or(options.connect_timeout);
-        config.application_name(&options.application_name);
-        config.connect_timeout(connect_timeout);
+        let parameters = conninfo.parameters()?;
+        let connect_timeout = parameters.connect_timeout.unwrap_or(options.connect_timeout);
+        let application_name = options.application_name.clone();
 
         let (requests, inbox) = sync_channel::<Request>(1);
         let (ready, connected) = sync_channel(1);
-        let thread = spawn("pgproof-session", move || match config.connect(sql::NoTls) {
-            Ok(client) => {
-                if ready.send(Ok(CancelHandle(client.cancel_token()))).is_ok() {
-                    serve(client, &inbox);
+        let thread = spawn("pgproof-session", move || {
+            let startup = [("application_name", application_name.as_str())];
+            match wire::connect(&parameters, &startup, connect_timeout) {
+                Ok(wire) => {
+                    if ready.send(Ok(CancelHandle(wire.cancel.clone()))).is_ok() {
+                        serve(wire, &inbox);
+                    }
+                }
+                Err(failure) => {
+                    let _ = ready.send(Err(failure));
                 }
             }
-            Err(error) => {
-                let _ = ready.send(Err(error));
-            }
         })?;
-        // Several hosts may each take the whole limit; authentication is not in the library's limit at all.
+        // Looking up a name has no limit of its own.
         let cancel = match connected.recv_timeout(connect_timeout) {
             Ok(Ok(cancel)) => cancel,
-            Ok(Err(error)) => return Err(connect_error(&shown, &error)),
+            Ok(Err(failure)) => return Err(connect_error(&shown, failure)),
             Err(_) => {
                 return Err(
                     Error::new("server-unreachable", format!("cannot connect to {shown}")).detail(format!(
@@ -268,11 +269,11 @@ pub fn sqlstate(error: &Error) -> Option<&str> {
 }
 
 /// The session's thread: one request after the other, until the session is dropped.
-fn serve(mut client: sql::Client, inbox: &Receiver<Request>) {
+fn serve(mut wire: Wire, inbox: &Receiver<Request>) {
     while let Ok(request) = inbox.recv() {
-        let answer = match client.simple_query(&request.statement) {
-            Ok(messages) => collect(&messages),
-            Err(error) => Err(statement_error(&error)),
+        let answer = match wire.query(&request.statement) {
+            Ok(answer) => as_text(answer),
+            Err(failure) => Err(statement_error(failure)),
         };
         let lost = matches!(&answer, Err(error) if error.code() == "connection-lost");
         let _ = request.answer.send(answer);
@@ -280,92 +281,53 @@ fn serve(mut client: sql::Client, inbox: &Receiver<Request>) {
             return;
         }
     }
-    let _ = client.close();
+    wire.close();
 }
 
-fn collect(messages: &[sql::SimpleQueryMessage]) -> Result<(Rows, u64)> {
-    let mut rows = Vec::new();
-    let mut count = 0;
-    for message in messages {
-        match message {
-            sql::SimpleQueryMessage::Row(row) => {
-                let mut values = Vec::with_capacity(row.len());
-                for column in 0..row.len() {
-                    let value = row.try_get(column).map_err(|error| {
-                        Error::new("server-error", "a value of the server's answer is not UTF-8")
-                            .caused_by(&error)
-                    })?;
-                    values.push(value.map(str::to_string));
-                }
-                rows.push(values);
-            }
-            sql::SimpleQueryMessage::CommandComplete(rows) => count = *rows,
-            _ => {}
-        }
-    }
-    Ok((rows, count))
+fn as_text(answer: wire::Answer) -> Result<(Rows, u64)> {
+    let text = |value: Option<Vec<u8>>| value.map(String::from_utf8).transpose();
+    let rows: Result<Rows, _> = answer
+        .rows
+        .into_iter()
+        .map(|row| row.into_iter().map(text).collect())
+        .collect();
+    let rows = rows.map_err(|error| {
+        Error::new("server-error", "a value of the server's answer is not UTF-8").caused_by(&error)
+    })?;
+    Ok((rows, answer.count))
 }
 
-fn statement_error(error: &sql::Error) -> Error {
-    let Some(db) = error.as_db_error() else {
-        return Error::new("connection-lost", "the connection to the server is lost").caused_by(error);
-    };
-    // 57P01 admin_shutdown, 57P02 crash_shutdown, 57P03 cannot_connect_now, 57P05 idle_session_timeout; a
-    // FATAL error ends the session whatever its code.
-    let fatal = matches!(
-        db.parsed_severity(),
-        Some(sql::error::Severity::Fatal | sql::error::Severity::Panic)
-    );
-    let code = if fatal || db.code().code().starts_with("57P0") {
-        "connection-lost"
-    } else {
-        "server-error"
-    };
-    with_db_parts(Error::new(code, first_line(db.message())), db)
-}
-
-fn with_db_parts(error: Error, db: &sql::error::DbError) -> Error {
-    let mut detail = format!("SQLSTATE {}", db.code().code());
-    if let Some(text) = db.detail() {
-        detail.push_str(": ");
-        detail.push_str(text);
-    }
-    if let Some(context) = db.where_() {
-        detail.push_str("\ncontext: ");
-        detail.push_str(context);
-    }
-    let error = error.detail(detail);
-    match db.hint() {
-        Some(hint) => error.hint(hint),
-        None => error,
+fn statement_error(failure: Failure) -> Error {
+    match failure {
+        Failure::Server(server) if !server.is_fatal() => server.into_error("server-error"),
+        Failure::Server(server) => server.into_error("connection-lost"),
+        other => other.into_error("connection-lost", "the connection to the server is lost"),
     }
 }
 
-fn connect_error(shown: &str, error: &sql::Error) -> Error {
+/// Why a connection was not made. Codes: `server-unreachable`, `server-refused`, and those of TLS.
+pub(crate) fn connect_error(shown: &str, failure: Failure) -> Error {
     let message = format!("cannot connect to {shown}");
-    let Some(db) = error.as_db_error() else {
-        return Error::new("server-unreachable", message)
-            .caused_by(error)
-            .hint("See whether the server runs and listens there: psql with the same connection string.");
+    let server = match failure {
+        Failure::Server(server) => server,
+        Failure::Refused(error) => return error.context(message),
+        other => {
+            return other.into_error("server-unreachable", message).hint(
+                "See whether the server runs and listens there: psql with the same connection string.",
+            );
+        }
     };
-    let sqlstate = db.code().code();
-    let code = if sqlstate.starts_with("57P0") {
-        "server-unreachable"
-    } else {
-        "server-refused"
+    let code = match server.sqlstate.starts_with("57P0") {
+        true => "server-unreachable",
+        false => "server-refused",
     };
-    let refused = with_db_parts(Error::new(code, first_line(db.message())), db).context(message);
-    if sqlstate == "28000" && db.message().contains("no encryption") {
-        return refused.hint(
-            "pg_hba.conf may ask for TLS (hostssl), which pgproof does not speak yet; \
-             connect over the server's Unix socket.",
-        );
+    let (sqlstate, told) = (server.sqlstate.clone(), server.message.clone());
+    let refused = server.into_error(code).context(message);
+    if sqlstate == "28000" && told.contains("no encryption") {
+        return refused
+            .hint("pg_hba.conf may ask for TLS (hostssl): add sslmode=require, or a stronger one.");
     }
     refused
-}
-
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or("error without a message")
 }
 
 fn milliseconds(limit: Duration) -> u128 {

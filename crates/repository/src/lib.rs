@@ -5,6 +5,7 @@
 //! backup exist; everything is verified when it is read, and damage is an error with a stable code, never a
 //! panic, never a wrong byte.
 
+mod arrivals;
 mod backup;
 mod blocks;
 mod bytes;

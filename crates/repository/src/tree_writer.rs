@@ -4,14 +4,16 @@
 //! Invariants: a node with the same content as its counterpart in the parent is not stored again, unless its
 //! pack is mostly dead; entries stand in strictly ascending path order; every pack that the tree refers to is
 //! in the pack table with the number of blocks or nodes that are referred to. Entries that come early wait,
-//! encoded, until their turn.
+//! encoded, until their turn; those of a run that comes in any order wait until the end ([`crate::arrivals`]).
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 
 use diagnostic::{Error, Result};
 
+use crate::arrivals::Arrivals;
 use crate::backup::{PackUse, Tree};
 use crate::blocks::FilePart;
 use crate::container::{ContainerWriter, Kind, Method, Placed};
@@ -75,6 +77,8 @@ struct State {
     open: HashMap<Slot, OpenFile>,
     /// Entries that wait for their turn, encoded; `None`: vanished.
     early: BTreeMap<u64, Option<(RelativePath, Vec<u8>)>>,
+    /// All entries, when sequence numbers say nothing about their order.
+    arrivals: Option<Arrivals>,
     next: u64,
     page: PageBuilder,
     last_path: Option<RelativePath>,
@@ -224,6 +228,7 @@ impl TreeWriter {
             map,
             open: HashMap::new(),
             early: BTreeMap::new(),
+            arrivals: None,
             next: 0,
             page: PageBuilder::default(),
             last_path: None,
@@ -239,6 +244,12 @@ impl TreeWriter {
             parent,
             state: Mutex::new(state),
         })
+    }
+
+    /// From now on sequence numbers only tell files apart: entries come in any order, each path once, and are put
+    /// into path order at the end. `folder`: where a temporary file may lie.
+    pub fn take_in_any_order(&self, folder: &Path) {
+        lock(&self.state).arrivals = Some(Arrivals::new(folder));
     }
 
     /// A directory or symbolic link; its place in path order. Files come by way of a
@@ -423,6 +434,9 @@ impl TreeWriter {
                 let encoded = postcard::to_stdvec(&entry).map_err(|error| {
                     Error::new("map-encode", "cannot encode a directory entry").caused_by(&error)
                 })?;
+                if let Some(arrivals) = &mut state.arrivals {
+                    return arrivals.push(entry.path, &encoded);
+                }
                 if sequence < state.next
                     || state
                         .early
@@ -510,6 +524,12 @@ impl TreeWriter {
                 "tree-incomplete",
                 format!("file \"{}\" was not finished", file.part.path),
             ));
+        }
+        if let Some(arrivals) = state.arrivals.take() {
+            arrivals.in_order(|path, encoded| {
+                state.early.insert(state.next, Some((path, encoded)));
+                self.advance(state)
+            })?;
         }
         if let Some((place, _)) = state.early.first_key_value() {
             let next = state.next;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backup::base::{self, BackupResult, BaseBackupOptions, PlanOptions};
+use backup::base::{self, BackupResult, BaseBackupOptions, Connection, PlanOptions, ProtocolOptions};
 use diagnostic::Result;
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ impl backup::Progress for Shown {
             backup::Stage::Starting => "waiting for the server's checkpoint",
             backup::Stage::Reading => "reading",
             backup::Stage::Stopping => "writing maps",
-            backup::Stage::WaitingForWal => "waiting for the archiver",
+            backup::Stage::WaitingForWal => "waiting for the WAL",
             backup::Stage::Publishing => "publishing",
         };
         self.0.update(stage, state.bytes_done, state.bytes_total);
@@ -38,6 +38,12 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     let plan_options = PlanOptions {
         data_directory: cluster.data_directory.clone(),
         full: arguments.full,
+        protocol: cluster.data_directory.is_none().then(|| ProtocolOptions {
+            wal: cluster.wal,
+            spill_folder: std::env::temp_dir(),
+            host_id: crate::commands::wal::host_id(),
+        }),
+        primary: cluster.primary_connection.clone().map(Connection),
     };
     let mut values = Vec::new();
     let mut code = exit::DONE;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: what could not be looked at is never PASS. A check that depends on a failed one is NOT RUN.
 
+mod protocol;
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -149,8 +151,12 @@ pub fn run(context: &Context, arguments: &cli::Check) -> Result<u8> {
     };
     match &facts {
         Some(facts) => {
-            check_server(&mut lines, cluster, facts);
-            check_settings(&mut lines, context, &configuration, cluster, facts)?;
+            if cluster.data_directory.is_some() {
+                check_server(&mut lines, cluster, facts);
+                check_settings(&mut lines, context, &configuration, cluster, facts)?;
+            } else if let Some(session) = session.as_mut() {
+                protocol::check(&mut lines, session, cluster, facts);
+            }
             check_clock(&mut lines, context.now(), facts.now);
         }
         None => {
@@ -487,12 +493,28 @@ fn check_arrival(
     bound: Duration,
 ) {
     const CHECK: &str = "wal-arrives";
+    if facts.archive_mode == "off" && cluster.data_directory.is_none() {
+        lines.not_run(
+            CHECK,
+            "the server does not archive: each backup streams its own WAL",
+        );
+        return;
+    }
     if facts.in_recovery || facts.archive_mode == "off" {
         lines.not_run(CHECK, "the server does not archive");
         return;
     }
     let end = match cluster::switch_wal(session) {
         Ok(end) => end,
+        Err(error) if cluster::session::sqlstate(&error) == Some("42501") => {
+            let cure = "As a superuser: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO the account in the connection \
+                        string; or run `pgproof check --no-switch`.";
+            return lines.warn(
+                CHECK,
+                "the account may not switch WAL, so that nothing was tried",
+                cure,
+            );
+        }
         Err(error) => return lines.error(CHECK, &error.context("cannot force a WAL switch")),
     };
     let number = Lsn(end.0.saturating_sub(1)).segment(facts.wal_segment_size);

@@ -5,6 +5,8 @@
 //! repository, configuration, settings, so that each step finds what it needs; as root for another account's server
 //! everything that is made belongs to that account.
 
+mod remote;
+
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -37,6 +39,8 @@ struct Plan {
     repository_exists: bool,
     changes: Vec<Change>,
     warnings: Vec<String>,
+    /// The data directory is not at hand: backups come over the replication protocol.
+    protocol: bool,
 }
 
 pub fn run(context: &Context, arguments: &cli::Init) -> Result<u8> {
@@ -86,11 +90,22 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
         statements: Vec::new(),
     };
     let facts = account::ask_server(context, &errand, guess)?;
-    let data_directory = asked_directory.unwrap_or_else(|| facts.data_directory.clone());
-    check_directory(&data_directory, &facts)?;
-    let owner = Account::of(&data_directory)
-        .or(guess)
-        .unwrap_or_else(Account::current);
+    let at_hand = match asked_directory {
+        Some(directory) => Some(directory),
+        None if arguments.protocol || remote::is_elsewhere(&arguments.connection, &facts) => None,
+        None => Some(facts.data_directory.clone()),
+    };
+    if let Some(directory) = &at_hand {
+        check_directory(directory, &facts)?;
+    }
+    let protocol = at_hand.is_none();
+    let data_directory = at_hand.unwrap_or_else(|| facts.data_directory.clone());
+    let owner = match protocol {
+        true => guess.unwrap_or_else(Account::current),
+        false => Account::of(&data_directory)
+            .or(guess)
+            .unwrap_or_else(Account::current),
+    };
 
     let config_file = absolute(
         context
@@ -106,7 +121,8 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
     };
     let config_exists = exists(&config_file)?;
     let programs = programs::unusual_folder(&data_directory, facts.major);
-    let mut config_text = config_text(arguments, &url, &data_directory, programs.as_deref(), &key)?;
+    let of_data_directory = (!protocol).then_some(&*data_directory);
+    let mut config_text = config_text(arguments, &url, of_data_directory, programs.as_deref(), &key)?;
     let copy = if config_exists {
         let copy = existing_copy(&config_file, arguments, &url)?;
         key = copy.key.clone();
@@ -133,8 +149,17 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
     }
     let program = context.program()?;
     let wanted = settings::archive_command(&program, &config_file, &arguments.cluster)?;
-    let changes = settings::changes(&facts, &wanted, arguments.replace_archive_command)?;
-    let warnings = warnings(&facts, &data_directory, owner);
+    let (changes, warnings) = match protocol {
+        // archive_command runs on the server's host, where this configuration is not.
+        true => (
+            settings::changes_elsewhere(&facts),
+            remote::warnings(&arguments.connection, &facts),
+        ),
+        false => (
+            settings::changes(&facts, &wanted, arguments.replace_archive_command)?,
+            warnings(&facts, &data_directory, owner),
+        ),
+    };
     if config_exists {
         config_text.clear();
     }
@@ -151,6 +176,7 @@ fn plan(context: &Context, arguments: &cli::Init) -> Result<Plan> {
         repository_exists,
         changes,
         warnings,
+        protocol,
     })
 }
 
@@ -295,7 +321,7 @@ fn warnings(facts: &ServerFacts, data_directory: &Path, owner: Account) -> Vec<S
 fn config_text(
     arguments: &cli::Init,
     url: &str,
-    data_directory: &Path,
+    data_directory: Option<&Path>,
     programs: Option<&Path>,
     key: &KeySource,
 ) -> Result<String> {
@@ -307,7 +333,7 @@ fn config_text(
          \n\
          [cluster.{cluster}]\n\
          connection = {connection}\n\
-         data_directory = {data_directory}\n\
+         {data_directory}\
          {programs}\
          copies = [{copy}]\n\
          acknowledge = 1                  # in how many copies a WAL segment must be safe before PostgreSQL may drop it\n\
@@ -329,13 +355,12 @@ fn config_text(
          target = \"bracket\"\n",
         cluster = arguments.cluster,
         connection = quoted(&arguments.connection),
-        data_directory = path(data_directory),
+        data_directory = match data_directory {
+            Some(directory) => format!("data_directory = {}\n", path(directory)),
+            None => "# no data_directory: backups come over the replication protocol\n".to_owned(),
+        },
         // For drills, which start a server of their own.
-        programs = programs.map_or(String::new(), |folder| format!(
-            "programs = {}\
-",
-            path(folder)
-        )),
+        programs = programs.map_or(String::new(), |folder| format!("programs = {}\n", path(folder))),
         copy = quoted(arguments.copy_name()),
         copy_name = arguments.copy_name(),
         url = quoted(url),
@@ -502,7 +527,10 @@ fn give_tree(folder: &Path, owner: Account) -> Result<()> {
 fn apply(context: &Context, arguments: &cli::Init, plan: &Plan) -> Result<ServerFacts> {
     let config_file = plan.config_file.as_os_str();
     let words = ["--config".as_ref(), config_file, "key".as_ref(), "show".as_ref()];
-    let (works, said) = account::run_as(context, Some(plan.owner), &words)?;
+    let (works, said) = match plan.protocol {
+        true => (true, String::new()),
+        false => account::run_as(context, Some(plan.owner), &words)?,
+    };
     if !works {
         return Err(Error::new(
             "archive-command-unusable",
@@ -542,9 +570,10 @@ fn show(
         || (after.is_none() && plan.changes.iter().any(|change| change.restart));
     let wanted = settings::archive_command(&context.program()?, &plan.config_file, &arguments.cluster)?;
     // archive_command is only shown by the server while archive_mode is on.
-    let overridden = after.is_some_and(|facts| {
-        facts.archive_mode != "off" && settings::archiving(facts, &wanted) != settings::Archiving::Ours
-    });
+    let overridden = !plan.protocol
+        && after.is_some_and(|facts| {
+            facts.archive_mode != "off" && settings::archiving(facts, &wanted) != settings::Archiving::Ours
+        });
     if context.json {
         output::json(&json!({
             "dry_run": arguments.dry_run,
@@ -558,6 +587,7 @@ fn show(
                 "conditional_creation": conditional_creation,
             },
             "owner": plan.owner.name(),
+            "method": if plan.protocol { "protocol" } else { "files" },
             "changes": plan.changes,
             "applied": after.is_some() && !overridden,
             "restart_due": restart,
@@ -576,11 +606,15 @@ fn show(
         facts.wal_level,
         facts.archive_mode,
     ));
-    line(format!(
-        "Data directory: {} (owner {})",
-        facts.data_directory.display(),
-        plan.owner.name()
-    ));
+    if plan.protocol {
+        line("Data directory: not on this host; backups come over the replication protocol".to_owned());
+    } else {
+        line(format!(
+            "Data directory: {} (owner {})",
+            facts.data_directory.display(),
+            plan.owner.name()
+        ));
+    }
     let state = |existed: bool| match (existed, arguments.dry_run) {
         (true, _) => "exists, left as it is",
         (false, true) => "would be written",
@@ -612,6 +646,12 @@ fn show(
         line(format!("Warning: {warning}"));
     }
     line(String::new());
+    if plan.protocol {
+        for text in remote::needs(&arguments.connection, facts, &arguments.cluster) {
+            line(text);
+        }
+        line(String::new());
+    }
     if plan.changes.is_empty() {
         line("PostgreSQL's settings are already right.".to_owned());
     } else {

@@ -84,21 +84,25 @@ pub fn take_over(context: &Context, arguments: &cli::WalTakeOver) -> Result<u8> 
     let configuration = context.configuration()?;
     let cluster = configuration.cluster(arguments.cluster.as_deref())?;
     account::become_owner(&configuration, cluster)?;
-    let data_directory = cluster.data_directory.as_deref().ok_or_else(|| {
-        Error::usage(
-            "data-directory-unknown",
-            format!("no data_directory is configured for cluster \"{}\"", cluster.name),
-        )
-    })?;
-    let (_, control) = cluster::read_control_file(data_directory)?;
-    let timeline = control.checkpoint_timeline;
-    let writer = repository::Writer {
-        host_id: host_id(),
-        data_directory: resolved(data_directory).to_string_lossy().into_owned(),
+    let (system, timeline, writer) = match cluster.data_directory.as_deref() {
+        Some(data_directory) => {
+            let (_, control) = cluster::read_control_file(data_directory)?;
+            let writer = repository::Writer {
+                host_id: host_id(),
+                data_directory: resolved(data_directory).to_string_lossy().into_owned(),
+            };
+            (control.system_identifier, control.checkpoint_timeline, writer)
+        }
+        // This host streams the WAL beside its backups.
+        None => {
+            let facts = cluster::gather(&mut cluster::Session::connect(&cluster.connection)?)?;
+            let writer = backup::base::streaming_writer(&host_id());
+            (facts.system_identifier, facts.timeline, writer)
+        }
     };
     let copies = Copies::open_all(&configuration, cluster, None)?;
     for copy in &copies {
-        let before = copy.cluster.current_claim(control.system_identifier, timeline)?;
+        let before = copy.cluster.current_claim(system, timeline)?;
         let words = match &before {
             Some(claim) if claim.writer == writer => "is this server's already".to_owned(),
             Some(claim) => format!(
@@ -108,7 +112,6 @@ pub fn take_over(context: &Context, arguments: &cli::WalTakeOver) -> Result<u8> 
             None => "was nobody's and becomes this server's".to_owned(),
         };
         if !arguments.dry_run && before.is_none_or(|claim| claim.writer != writer) {
-            let system = control.system_identifier;
             copy.cluster
                 .take_over(system, timeline, &writer, &arguments.reason, context.now())?;
         }

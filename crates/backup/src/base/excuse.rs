@@ -45,7 +45,8 @@ impl Judged {
 pub(super) struct BackupWal<'a> {
     pub(super) repository: &'a ClusterRepository,
     /// The server's `pg_wal`: what is still there need not be fetched, nor decrypted.
-    pub(super) pg_wal: &'a Path,
+    /// `None`: it is not at hand.
+    pub(super) pg_wal: Option<&'a Path>,
     pub(super) segments: &'a [WalSegmentObject],
     pub(super) wal_segment_size: u32,
     pub(super) timeline: TimelineId,
@@ -188,7 +189,7 @@ fn read_window(wal: &BackupWal<'_>) -> Result<WindowOfWal> {
 
 /// The segment from `pg_wal`, if it has not been removed or used again. Its digest must be the archived one's.
 fn still_there(wal: &BackupWal<'_>, segment: &WalSegmentObject, name: &str) -> Option<Vec<u8>> {
-    let bytes = std::fs::read(wal.pg_wal.join(name)).ok()?;
+    let bytes = std::fs::read(wal.pg_wal?.join(name)).ok()?;
     let header = SegmentHeader::parse(&bytes).ok()?;
     (header.number() == segment.number && wal.repository.identity().object_digest(&bytes) == segment.digest)
         .then_some(bytes)
@@ -323,7 +324,7 @@ mod tests {
             ]
         };
         let in_place = cluster.data_directory().join("pg_wal");
-        for pg_wal in [in_place.as_path(), Path::new("/nowhere")] {
+        for pg_wal in [Some(in_place.as_path()), Some(Path::new("/nowhere")), None] {
             let wal = BackupWal {
                 repository: &repository,
                 pg_wal,
@@ -362,7 +363,7 @@ mod tests {
         // WAL that is not there excuses nothing, and is not called damage either.
         let wal = BackupWal {
             repository: &repository,
-            pg_wal: Path::new("/nowhere"),
+            pg_wal: None,
             segments: segments.get(..segments.len() - 1).unwrap(),
             wal_segment_size: SEGMENT,
             timeline: TimelineId(1),

@@ -7,12 +7,32 @@
 use std::collections::HashMap;
 
 use diagnostic::Result;
-use postgres::{ControlFile, Lsn, TimelineHistory};
+use postgres::{ControlFile, Lsn, SystemIdentifier, TimelineHistory};
 use repository::{Backup, ClusterRepository, Geometry, PackKind, PackUse};
+
+/// What two backups must have in common to share pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) system_identifier: SystemIdentifier,
+    pub(super) geometry: Geometry,
+    pub(super) catalog_version: u32,
+    pub(super) data_checksum_version: u32,
+}
+
+impl Shape {
+    pub(super) fn of(control: &ControlFile) -> Shape {
+        Shape {
+            system_identifier: control.system_identifier,
+            geometry: geometry(control),
+            catalog_version: control.catalog_version,
+            data_checksum_version: control.data_checksum_version,
+        }
+    }
+}
 
 /// The cluster as it is now.
 pub(super) struct Current<'a> {
-    pub(super) control: &'a ControlFile,
+    pub(super) shape: Shape,
     pub(super) history: &'a TimelineHistory,
     /// Where WAL is written or replayed now.
     pub(super) lsn: Lsn,
@@ -20,14 +40,14 @@ pub(super) struct Current<'a> {
 
 /// Why `backup` cannot be the parent; `None` when nothing in its record speaks against it.
 pub(super) fn objection(backup: &Backup, current: &Current<'_>) -> Option<String> {
-    let control = current.control;
+    let control = &current.shape;
     if backup.system_identifier != control.system_identifier {
         return Some(format!(
             "it is of another cluster (system identifier {})",
             backup.system_identifier
         ));
     }
-    if backup.geometry != geometry(control) {
+    if backup.geometry != control.geometry {
         return Some("its block or segment sizes are different".into());
     }
     if backup.catalog_version != control.catalog_version {

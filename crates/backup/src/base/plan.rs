@@ -19,6 +19,51 @@ pub struct PlanOptions {
     pub data_directory: Option<PathBuf>,
     /// Take no parent: every page is stored again.
     pub full: bool,
+    /// The server sends its files itself; `data_directory` is not looked at.
+    pub protocol: Option<ProtocolOptions>,
+    /// For a standby: how to reach its primary, which is asked to switch its WAL segment at the end.
+    pub primary: Option<Connection>,
+}
+
+/// What a backup over the replication protocol needs besides.
+#[derive(Debug, Clone)]
+pub struct ProtocolOptions {
+    /// `None`: streamed alongside where the server does not archive.
+    pub wal: Option<WalSource>,
+    /// Where a temporary file may lie.
+    pub spill_folder: PathBuf,
+    /// Names this host in a claim on a timeline, should WAL be streamed.
+    pub host_id: String,
+}
+
+/// A connection string, which may hold a password.
+#[derive(Clone)]
+pub struct Connection(pub String);
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connection(..)")
+    }
+}
+
+/// How the server's files are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// They are read where they lie.
+    Files,
+    /// The server sends them.
+    Protocol,
+}
+
+/// How the WAL of the backup reaches the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WalSource {
+    /// The server's archiver (a standby's primary's) brings it.
+    Archived,
+    /// It is streamed over a second replication connection while the backup runs.
+    Streamed,
 }
 
 /// An old pack of which so little is still used that its live pages are stored again.
@@ -37,6 +82,8 @@ pub struct Plan {
     pub cluster: String,
     /// Where it goes.
     pub repository: String,
+    pub method: Method,
+    pub wal: WalSource,
     pub data_directory: PathBuf,
     pub server: ServerFacts,
     /// Files to read, without `pg_control` and what the stop call gives.
@@ -53,12 +100,18 @@ pub struct Plan {
     pub tablespaces: Vec<Tablespace>,
     /// Configuration files outside the data directory, kept under `@config/`.
     pub captured_configuration: Vec<PathBuf>,
+    /// Configuration files outside the data directory that the server does not send.
+    pub missing_configuration: Vec<PathBuf>,
     /// What is left out although PostgreSQL's rule does not name it.
     pub skipped: Vec<String>,
     pub warnings: Vec<String>,
     /// The steps of the server's timeline: (parent timeline, where it was left).
     #[serde(skip)]
     pub(super) history: TimelineHistory,
+    #[serde(skip)]
+    pub(super) protocol: Option<ProtocolOptions>,
+    #[serde(skip)]
+    pub(super) primary: Option<Connection>,
 }
 
 /// Gathers the facts and decides. Touches nothing.
@@ -71,6 +124,9 @@ pub fn plan(
     options: &PlanOptions,
     now: jiff::Timestamp,
 ) -> Result<Plan> {
+    if let Some(protocol) = &options.protocol {
+        return super::plan_protocol::plan(conninfo, repository, options, protocol, now);
+    }
     let mut session = Session::connect(conninfo)?;
     let server = cluster::gather(&mut session)?;
     let data_directory = options
@@ -78,7 +134,9 @@ pub fn plan(
         .clone()
         .unwrap_or_else(|| server.data_directory.clone());
     let control = same_cluster(&mut session, &server, &data_directory)?;
-    check_supported(&server, &control)?;
+    check_supported(control.block_size, control.relation_segment_size)?;
+    check_archiving(&server)?;
+    check_standby(&server, control.full_page_writes)?;
 
     let listing = cluster::list_reporting(&data_directory, &server.tablespaces, server.major)?;
     let mut files = 0;
@@ -102,27 +160,19 @@ pub fn plan(
         server.timeline,
     )?;
     let current = parent::Current {
-        control: &control,
+        shape: parent::Shape::of(&control),
         history: &history,
         lsn: server.insert_lsn,
     };
     let choice = parent::choose(repository, &current, options.full)?;
-    let retiring_packs = choice
-        .parent
-        .iter()
-        .flat_map(|(_, table)| table)
-        .filter(|pack| pack.kind == PackKind::Rows && pack.mostly_dead());
-    let retiring_packs = retiring_packs
-        .map(|pack| RetiringPack {
-            pack: pack.pack,
-            size_bytes: pack.size,
-            blocks: pack.items,
-            blocks_in_use: pack.live,
-        })
-        .collect();
     let captured = cluster::captured_configuration(&server, &mut session)?;
+    let retiring_packs = retiring(&choice);
     Ok(Plan {
         planned_at: now,
+        method: Method::Files,
+        wal: WalSource::Archived,
+        protocol: None,
+        primary: options.primary.clone(),
         cluster: repository.name().to_owned(),
         repository: repository.repository().store().url(),
         files,
@@ -131,19 +181,25 @@ pub fn plan(
         parent: choice.parent.map(|(backup, _)| backup.backup),
         parent_reason: choice.reason,
         retiring_packs,
-        unfinished_runs: repository
-            .unfinished_runs()?
-            .into_iter()
-            .map(|run| run.run)
-            .collect(),
+        unfinished_runs: unfinished(repository)?,
         tablespaces: server.tablespaces.clone(),
         captured_configuration: captured.into_iter().map(|file| file.original).collect(),
+        missing_configuration: Vec::new(),
         skipped: listing
             .skipped
             .iter()
             .map(|skipped| format!("{}: {}", skipped.path.escape_ascii(), skipped.reason))
             .collect(),
-        warnings: [choice.warnings, warnings(&server, &control)].concat(),
+        warnings: [
+            choice.warnings,
+            warnings(
+                &server,
+                control.data_checksum_version,
+                WalSource::Archived,
+                &options.primary,
+            ),
+        ]
+        .concat(),
         history,
         data_directory,
         server,
@@ -214,50 +270,96 @@ fn unix_time(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
-fn check_supported(server: &ServerFacts, control: &ControlFile) -> Result<()> {
-    if control.block_size as usize != BLOCK_SIZE || control.relation_segment_size == 0 {
-        return Err(Error::new(
-            "geometry-unsupported",
-            "this build of PostgreSQL is not supported",
-        )
-        .detail(format!(
-            "Its blocks have {} bytes; pgproof backs up clusters with 8192.",
-            control.block_size
-        )));
-    }
-    if server.archive_mode == "off" {
-        return Err(Error::new("archiving-off", "the server does not archive its WAL")
-            .detail("archive_mode is off. Without the WAL written during the backup, the backup cannot be restored.")
-            .hint("Run `pgproof init --apply`, or set archive_mode = on and archive_command = 'pgproof wal push %p', and restart the server."));
-    }
-    if server.in_recovery && !control.full_page_writes {
-        return Err(Error::new(
-            "standby-without-full-page-writes",
-            "this standby's primary runs without full_page_writes",
-        )
-        .detail("A backup of a standby cannot mend pages that were being written while they were read.")
-        .hint("Set full_page_writes = on on the primary, run CHECKPOINT there, and try again."));
-    }
-    Ok(())
+/// The parent's packs of which so little is used that they are stored again.
+pub(super) fn retiring(choice: &parent::Choice) -> Vec<RetiringPack> {
+    let packs = choice
+        .parent
+        .iter()
+        .flat_map(|(_, table)| table)
+        .filter(|pack| pack.kind == PackKind::Rows && pack.mostly_dead());
+    packs
+        .map(|pack| RetiringPack {
+            pack: pack.pack,
+            size_bytes: pack.size,
+            blocks: pack.items,
+            blocks_in_use: pack.live,
+        })
+        .collect()
 }
 
-fn warnings(server: &ServerFacts, control: &ControlFile) -> Vec<String> {
+pub(super) fn unfinished(repository: &ClusterRepository) -> Result<Vec<BackupId>> {
+    Ok(repository
+        .unfinished_runs()?
+        .into_iter()
+        .map(|run| run.run)
+        .collect())
+}
+
+pub(super) fn check_supported(block_size: u32, relation_segment_size: u32) -> Result<()> {
+    if block_size as usize == BLOCK_SIZE && relation_segment_size != 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        "geometry-unsupported",
+        "this build of PostgreSQL is not supported",
+    )
+    .detail(format!(
+        "Its blocks have {block_size} bytes; pgproof backs up clusters with 8192."
+    )))
+}
+
+pub(super) fn check_archiving(server: &ServerFacts) -> Result<()> {
+    if server.archive_mode != "off" {
+        return Ok(());
+    }
+    Err(Error::new("archiving-off", "the server does not archive its WAL")
+        .detail("archive_mode is off. Without the WAL written during the backup, the backup cannot be restored.")
+        .hint("Run `pgproof init --apply`, or set archive_mode = on and archive_command = 'pgproof wal push %p', and restart the server."))
+}
+
+/// Hard rule 6.
+pub(super) fn check_standby(server: &ServerFacts, full_page_writes: bool) -> Result<()> {
+    if !server.in_recovery || full_page_writes {
+        return Ok(());
+    }
+    Err(Error::new(
+        "standby-without-full-page-writes",
+        "this standby's primary runs without full_page_writes",
+    )
+    .detail("A backup of a standby cannot mend pages that were being written while they were read.")
+    .hint("Set full_page_writes = on on the primary, run CHECKPOINT there, and try again."))
+}
+
+pub(super) fn warnings(
+    server: &ServerFacts,
+    data_checksum_version: u32,
+    wal: WalSource,
+    primary: &Option<Connection>,
+) -> Vec<String> {
     let mut warnings = Vec::new();
-    if control.data_checksum_version == 0 {
+    if data_checksum_version == 0 {
         warnings.push(
             "data checksums are off: damage on the server's disk cannot be seen (pg_checksums --enable)"
                 .into(),
         );
     }
     let commandless = server.archive_command.trim().is_empty() || server.archive_command == "(disabled)";
-    if commandless && server.archive_library.as_deref().unwrap_or_default().is_empty() {
+    let silent = commandless && server.archive_library.as_deref().unwrap_or_default().is_empty();
+    if silent && !server.in_recovery && wal == WalSource::Archived {
         warnings.push(
             "archive_command is empty: the backup will wait for its WAL until somebody pushes it".into(),
         );
     }
-    if server.in_recovery {
+    if server.in_recovery && wal == WalSource::Archived {
         warnings.push(
             "this is a standby: its primary must archive the WAL of the backup into the same repository"
+                .into(),
+        );
+    }
+    if server.in_recovery && primary.is_none() {
+        warnings.push(
+            "primary_connection is not set: the backup waits until its primary switches its WAL segment by itself \
+             (archive_timeout)"
                 .into(),
         );
     }
@@ -283,12 +385,28 @@ impl fmt::Display for Plan {
                 ""
             }
         )?;
-        writeln!(f, "  data directory  {}", self.data_directory.display())?;
-        writeln!(
-            f,
-            "  to read         {} files in {} directories, {} bytes",
-            self.files, self.directories, self.bytes
-        )?;
+        match self.method {
+            Method::Files => {
+                writeln!(f, "  data directory  {}", self.data_directory.display())?;
+                writeln!(
+                    f,
+                    "  to read         {} files in {} directories, {} bytes",
+                    self.files, self.directories, self.bytes
+                )?;
+            }
+            Method::Protocol => {
+                writeln!(
+                    f,
+                    "  data directory  {}, sent by the server over the replication protocol",
+                    self.data_directory.display()
+                )?;
+                writeln!(f, "  to read         about {} bytes", self.bytes)?;
+            }
+        }
+        match self.wal {
+            WalSource::Archived => writeln!(f, "  WAL             brought by the archiver")?,
+            WalSource::Streamed => writeln!(f, "  WAL             streamed while the backup runs")?,
+        }
         match &self.parent {
             Some(parent) => writeln!(f, "  parent          {parent}: {}", self.parent_reason)?,
             None => writeln!(
@@ -318,6 +436,13 @@ impl fmt::Display for Plan {
                 } else {
                     tablespace.location.display().to_string()
                 }
+            )?;
+        }
+        for path in &self.missing_configuration {
+            writeln!(
+                f,
+                "  not captured    {} (a restore generates its own)",
+                path.display()
             )?;
         }
         for path in &self.captured_configuration {

@@ -10,6 +10,8 @@ use diagnostic::{Error, Result};
 use postgres::{Lsn, SystemIdentifier, TimelineId, segment_name};
 use repository::{ClusterRepository, WalSegmentObject};
 
+use super::plan::Connection;
+
 /// The longest pause between two looks.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often the archiver is asked how it fares.
@@ -80,6 +82,38 @@ pub(super) fn wait_for_wal(
         pause = (pause * 2).min(PAUSE_MAX);
     }
     Ok(found)
+}
+
+/// Has a standby's primary end the segment of the backup's stop, if somebody said how to reach it. Hard rule 6.
+/// Errors: `primary-connection`, and those of the session.
+pub(super) fn ask_primary(primary: Option<&Connection>, needed: &Needed) -> Result<()> {
+    let Some(Connection(conninfo)) = primary else {
+        return Ok(());
+    };
+    let mut session =
+        Session::connect(conninfo).map_err(|error| error.context("cannot reach the standby's primary"))?;
+    let identity = session
+        .one("SELECT pg_is_in_recovery(), (SELECT system_identifier::text FROM pg_control_system())")?;
+    let system = identity
+        .get(1)
+        .and_then(Option::as_deref)
+        .and_then(|text| text.parse::<i64>().ok());
+    let wrong = if identity.first().and_then(Option::as_deref) == Some("t") {
+        Some("it is a standby itself".to_owned())
+    } else if system.map(|system| system as u64) != Some(needed.system.0) {
+        Some("it has another system identifier".to_owned())
+    } else {
+        None
+    };
+    if let Some(why) = wrong {
+        return Err(Error::new(
+            "primary-connection",
+            "primary_connection does not lead to the standby's primary",
+        )
+        .detail(format!("The server there cannot be it: {why}."))
+        .hint("Correct primary_connection of the cluster in the configuration file."));
+    }
+    cluster::switch_wal(&mut session).map(drop)
 }
 
 fn missing_segment(

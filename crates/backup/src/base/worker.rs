@@ -23,7 +23,7 @@ const PAUSES_MS: [u64; 5] = [0, 1, 10, 50, 200];
 /// After so many bad pages they are read again only once, without a pause: it is not the server's writing.
 const PATIENT_PAGES: u64 = 100;
 /// Bad pages that are noted one by one; beyond, they are only counted.
-const NOTED_PAGES_MAX: usize = 10_000;
+pub(super) const NOTED_PAGES_MAX: usize = 10_000;
 
 /// A page that stayed bad.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -323,7 +323,7 @@ fn format_of(entry: &Entry) -> FileFormat {
     }
 }
 
-fn problem(verdict: PageVerdict) -> String {
+pub(super) fn problem(verdict: PageVerdict) -> String {
     match verdict {
         PageVerdict::Bad { stored, computed } => {
             format!("checksum {stored:#06x} is stored, {computed:#06x} would be right")
