@@ -304,6 +304,9 @@ pub enum Wal {
     Status(OfCluster),
     /// WAL that is missing; exit code 3 when there is any
     Gaps(OfCluster),
+    /// Pushes what waits behind a segment (`wal push` starts this itself)
+    #[command(hide = true)]
+    PushAhead(WalPush),
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ mod sandbox;
 mod status;
 mod verify;
 mod wal;
+mod wal_ahead;
 mod wal_receive;
 
 use diagnostic::Result;
@@ -44,6 +45,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Wal(cli::Wal::TakeOver(arguments)) => wal::take_over(context, &arguments),
         Command::Wal(cli::Wal::Status(arguments)) => wal::status(context, &arguments),
         Command::Wal(cli::Wal::Gaps(arguments)) => wal::gaps(context, &arguments),
+        Command::Wal(cli::Wal::PushAhead(arguments)) => wal_ahead::push_ahead(context, &arguments),
         Command::Key(cli::Key::Export(arguments)) => key::export(context, &arguments),
         Command::Key(cli::Key::Show(arguments)) => key::show(context, &arguments),
         Command::Demo(arguments) => demo::run(context, &arguments),

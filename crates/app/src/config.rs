@@ -7,6 +7,7 @@
 mod origin;
 mod s3;
 mod values;
+mod wal;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use serde::Deserialize;
 pub use origin::{Origins, Shown};
 pub use s3::{Bucket, CredentialsSource};
 pub use values::{Length, without_password};
+pub use wal::WalSettings;
 
 /// Where the file is looked for when `--config` does not say: the first that exists.
 pub const DEFAULT_FILES: [&str; 2] = ["pgproof.toml", "/etc/pgproof/pgproof.toml"];
@@ -46,6 +48,8 @@ struct ClusterSection {
     wal: Option<String>,
     copies: Option<Vec<String>>,
     acknowledge: Option<usize>,
+    #[serde(default)]
+    wal: wal::WalSection,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -134,6 +138,7 @@ pub struct Cluster {
     pub copies: Vec<String>,
     /// In how many copies a segment must be durable before PostgreSQL may remove it.
     pub acknowledge: usize,
+    pub wal: WalSettings,
 }
 
 /// One repository and the key that opens it.
@@ -413,6 +418,10 @@ impl Configuration {
             wal,
             copies,
             acknowledge,
+            wal: section
+                .wal
+                .resolve(base)
+                .map_err(|(key, why)| self.wrong(&format!("{at}.wal.{key}"), why))?,
         })
     }
 
@@ -556,6 +565,9 @@ impl Configuration {
             }
             add(format!("{at}.copies"), list(&cluster.copies));
             add(format!("{at}.acknowledge"), cluster.acknowledge.to_string());
+            for (key, value) in cluster.wal.shown() {
+                add(format!("{at}.wal.{key}"), value);
+            }
         }
         for (name, copy) in &self.copies {
             add(

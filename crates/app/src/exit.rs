@@ -49,7 +49,9 @@ impl Caller {
         if says("wal") && says("get") {
             return Caller::Recovery;
         }
-        if says("push") {
+        // A process that runs ahead outlives its parent. Where PostgreSQL is the process that inherits it (number 1 in a
+        // container), a code above 1 counts as the crash of a server process.
+        if says("push") || says("push-ahead") || says("fetch-ahead") {
             return Caller::Archiver;
         }
         if says("get") || words.iter().any(|word| is_wal_file_name(word)) {

@@ -9,6 +9,8 @@
 
 pub mod base;
 pub mod live_wal;
+pub mod look_ahead;
+pub mod spool;
 pub mod wal_push;
 pub mod wal_receive;
 
@@ -19,4 +21,6 @@ pub use base::{
     BackupResult, BaseBackupOptions, DamagedPage, Finding, Plan, PlanOptions, Progress, ProgressState, Stage,
 };
 pub use live_wal::{LiveTail, read_live_tail};
+pub use look_ahead::{AheadOptions, AheadResult, push_ahead, ready_file};
+pub use spool::{Circumstances, FileIdentity, Spool};
 pub use wal_push::{Copy, PushOptions, PushResult, RESTORED_MARKER, push};

@@ -20,6 +20,7 @@ use repository::{ClusterRepository, PutWal, WalFileKind, Writer};
 use serde::Serialize;
 
 use crate::previous_tail::previous_tail;
+use crate::spool::FileIdentity;
 
 /// Stands in a restored data directory until it is adopted; nothing is archived from such a directory.
 pub const RESTORED_MARKER: &str = "pgproof.restored";
@@ -75,6 +76,8 @@ pub struct PushResult {
     /// What a person should know although the push succeeded.
     pub warnings: Vec<String>,
     pub phases: PushPhases,
+    /// The file as it was before and after it was read.
+    pub identity: Option<FileIdentity>,
 }
 
 /// The file that is to be pushed, read and recognised.
@@ -83,6 +86,8 @@ struct Source {
     file: WalFile,
     name: String,
     bytes: Vec<u8>,
+    /// As it was read; `None` for what came over the wire.
+    identity: Option<FileIdentity>,
     /// Where the segment before may lie; `None` for what came over the wire.
     pg_wal: Option<PathBuf>,
     wal_segment_size: u32,
@@ -100,7 +105,7 @@ pub(crate) struct Received {
 
 /// Pushes the file; `Ok` means that the policy's number of copies holds it durably.
 ///
-/// Errors: `wal-restored-directory`, `wal-file-name`, `wal-file-missing`, `wal-segment-name`, `wal-segment-size`,
+/// Errors: `wal-restored-directory`, `wal-file-name`, `wal-file-missing`, `wal-file-changed`, `wal-segment-name`, `wal-segment-size`,
 /// `wal-segment-system`, `wal-second-writer`, `wal-conflict`, `wal-not-acknowledged`, and those of the stores.
 pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) -> Result<PushResult> {
     let began = Instant::now();
@@ -182,11 +187,12 @@ pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) ->
         copies: outcomes,
         warnings,
         phases,
+        identity: source.identity,
     })
 }
 
-/// Hard rule 23.
-fn refuse_restored(data_directory: &Path) -> Result<()> {
+/// Hard rule 23. Error: `wal-restored-directory`.
+pub fn refuse_restored(data_directory: &Path) -> Result<()> {
     let marker = data_directory.join(RESTORED_MARKER);
     match marker.symlink_metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -226,7 +232,7 @@ fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
         WalFile::Segment { .. } | WalFile::Partial { .. } => u64::from(size),
         WalFile::History { .. } | WalFile::BackupHistory { .. } => SMALL_FILE_BYTES_MAX,
     };
-    let bytes = read_file(&path, limit)?;
+    let (bytes, identity) = read_file(&path, limit)?;
     if matches!(file, WalFile::Segment { .. } | WalFile::Partial { .. }) && bytes.len() as u64 != limit {
         return Err(Error::new(
             "wal-segment-size",
@@ -240,6 +246,7 @@ fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
         file,
         name,
         bytes,
+        identity: Some(identity),
         pg_wal: Some(pg_wal),
         wal_segment_size: size,
     })
@@ -264,6 +271,7 @@ pub(crate) fn push_received(
         file,
         name: received.name,
         bytes: received.bytes,
+        identity: None,
         pg_wal: None,
         wal_segment_size: received.wal_segment_size,
     };
@@ -281,8 +289,8 @@ pub(crate) fn push_received(
     store(repository, &source, || index(&source))
 }
 
-/// Reads at most `limit` bytes; a longer file is an error.
-fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+/// Reads at most `limit` bytes; a longer file is an error, and so is one that changes meanwhile.
+fn read_file(path: &Path, limit: u64) -> Result<(Vec<u8>, FileIdentity)> {
     let failed = |error: &std::io::Error| {
         if error.kind() == std::io::ErrorKind::NotFound {
             Error::new(
@@ -298,8 +306,15 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
         }
     };
     let file = std::fs::File::open(path).map_err(|error| failed(&error))?;
+    let identity = |file: &std::fs::File| {
+        file.metadata()
+            .map(|metadata| FileIdentity::of(&metadata))
+            .map_err(|error| failed(&error))
+    };
+    let before = identity(&file)?;
     let mut bytes = Vec::with_capacity(usize::try_from(limit).unwrap_or(0).saturating_add(1));
-    file.take(limit.saturating_add(1))
+    (&file)
+        .take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|error| failed(&error))?;
     if bytes.len() as u64 > limit {
@@ -308,7 +323,16 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
             format!("file \"{}\" is larger than {limit} bytes", path.display()),
         ));
     }
-    Ok(bytes)
+    if identity(&file)? != before {
+        return Err(Error::new(
+            "wal-file-changed",
+            format!("file \"{}\" changed while it was read", path.display()),
+        )
+        .detail(
+            "PostgreSQL does not write to a file any more that it wants archived. It will be tried again.",
+        ));
+    }
+    Ok((bytes, before))
 }
 
 /// Holds the first page against the name and against the archiver's own cluster.

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::account;
 use crate::archive;
 use crate::cli;
+use crate::commands::wal_ahead::{Ahead, Answer};
 use crate::config::Cluster;
 use crate::context::Context;
 use crate::copies::Copies;
@@ -26,6 +27,29 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
     let cluster = configuration.cluster(arguments.cluster.as_deref())?;
     account::become_owner(&configuration, cluster)?;
     let (path, data_directory) = locate(cluster, &arguments.path)?;
+    let ahead = Ahead::of(&configuration, cluster, &path, &data_directory);
+    // Held until the end: nobody else pushes this file meanwhile.
+    let _busy = match ahead
+        .as_ref()
+        .map(|ahead| ahead.answer(context.now()))
+        .transpose()?
+    {
+        Some(Answer::Durable(acknowledged)) => {
+            for warning in &acknowledged.warnings {
+                output::notice(format!("warning: {warning}"));
+            }
+            if context.json {
+                output::json(&json!({
+                    "file": arguments.path.file_name().map(|name| name.to_string_lossy()),
+                    "pushed_ahead": true, "copies": acknowledged.copies,
+                }));
+            }
+            start_ahead(context, cluster, ahead.as_ref());
+            return Ok(exit::DONE);
+        }
+        Some(Answer::Push(busy)) => busy,
+        None => None,
+    };
     let copies = open_enough(&configuration, cluster)?;
     let given: Vec<Copy<'_>> = copies
         .open
@@ -74,9 +98,20 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
                 })
             })
             .collect();
-        output::json(&json!({ "file": result.file, "copies": each, "milliseconds": phases }));
+        output::json(&json!({
+            "file": result.file, "pushed_ahead": false, "copies": each, "milliseconds": phases,
+        }));
     }
+    start_ahead(context, cluster, ahead.as_ref());
     Ok(exit::DONE)
+}
+
+/// The file is safe: whatever goes wrong from here on is no reason to say otherwise.
+fn start_ahead(context: &Context, cluster: &Cluster, ahead: Option<&Ahead>) {
+    if let Some(Err(error)) = ahead.map(|ahead| ahead.start(context, cluster)) {
+        output::notice("warning: what waits behind it cannot be pushed ahead");
+        exit::print_error(&error);
+    }
 }
 
 /// `wal take-over`: from now on it is this server that archives its timeline.
@@ -124,12 +159,12 @@ pub fn take_over(context: &Context, arguments: &cli::WalTakeOver) -> Result<u8> 
 }
 
 /// One spelling for a directory, however it was reached: claims compare it.
-fn resolved(directory: &Path) -> PathBuf {
+pub(super) fn resolved(directory: &Path) -> PathBuf {
     std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned())
 }
 
 /// As many copies as the policy demands must open.
-fn open_enough(configuration: &crate::config::Configuration, cluster: &Cluster) -> Result<Copies> {
+pub(super) fn open_enough(configuration: &crate::config::Configuration, cluster: &Cluster) -> Result<Copies> {
     let mut copies = Copies::open(configuration, cluster, None)?;
     if copies.open.len() < cluster.acknowledge && !copies.failed.is_empty() {
         let (name, error) = copies.failed.remove(0);
@@ -143,7 +178,7 @@ fn open_enough(configuration: &crate::config::Configuration, cluster: &Cluster) 
 
 /// The file and the data directory it belongs to. The archiver's `%p` is relative to its working directory, which is
 /// the data directory; a person may also give the bare name of a file in the configured cluster's `pg_wal`.
-fn locate(cluster: &Cluster, given: &Path) -> Result<(PathBuf, PathBuf)> {
+pub(super) fn locate(cluster: &Cluster, given: &Path) -> Result<(PathBuf, PathBuf)> {
     let here = std::env::current_dir()
         .map_err(|error| Error::io("path", "cannot tell the working directory", &error))?;
     let is_data_directory = |folder: &Path| folder.join("global/pg_control").exists();

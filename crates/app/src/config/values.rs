@@ -37,6 +37,21 @@ impl<'de> Deserialize<'de> for Length {
     }
 }
 
+/// `"128 MB"`: bytes in PostgreSQL's units, of which each is 1024 of the one before. Nothing for other text.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "kB" => 10,
+        "MB" => 20,
+        "GB" => 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 /// A connection string as it may be shown: the password of `key=value` and of URI form is blotted out.
 pub fn without_password(connection: &str) -> String {
     if connection.starts_with("postgres://") || connection.starts_with("postgresql://") {

@@ -118,6 +118,11 @@ impl World {
         self.scratch().join("repository")
     }
 
+    /// Of this world's own program, by which its processes are known.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     pub fn session(&self) -> Session {
         Session::connect(&self.production.conninfo()).expect("production answers")
     }

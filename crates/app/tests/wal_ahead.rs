@@ -1,0 +1,456 @@
+//! Pushing and fetching ahead, against a real server: what is acknowledged is in the repository whatever is killed, and
+//! recovery sees the same WAL.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use postgres::{TimelineId, WalFile};
+use repository::{ClusterRepository, RecipientKey, Repository, create_store, open_store};
+use support::World;
+
+const SEGMENT: u32 = 1 << 20;
+const TIMELINE: TimelineId = TimelineId(1);
+
+fn world(test: &str) -> Option<World> {
+    let keep = [
+        ("wal_keep_size", "1500MB"),
+        ("autovacuum", "off"),
+        ("checkpoint_timeout", "1h"),
+    ];
+    let mut options = World::options(testing::programs_or_skip(test)?);
+    options.wal_segment_size = Some(SEGMENT);
+    let keep = keep.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    options.settings.extend(keep);
+    Some(World::protect(
+        testing::TestCluster::start(&options).expect("the throw-away cluster starts"),
+    ))
+}
+
+/// Processes of this world's own program whose arguments contain the word.
+fn processes(world: &World, word: &str) -> Vec<rustix::process::Pid> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let mut words = line.split(|byte| *byte == 0);
+        let ours = words.next() == Some(world.binary().as_os_str().as_encoded_bytes());
+        if ours && words.any(|other| other == word.as_bytes()) {
+            found.extend(rustix::process::Pid::from_raw(pid));
+        }
+    }
+    found
+}
+
+fn archive_status(world: &World, ending: &str) -> BTreeSet<String> {
+    let folder = world.production.data_directory().join("pg_wal/archive_status");
+    std::fs::read_dir(folder)
+        .expect("archive_status")
+        .flatten()
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(ending)?.to_owned()))
+        .collect()
+}
+
+/// Names of the segments that the repository has, by its files alone.
+fn stored(world: &World) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![world.repository().join("clusters")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else if name.len() == 57 {
+                found.insert(name[..24].to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// What the archiver was told to be safe is in the repository; looked at in this order, so that it must hold at any time.
+fn acknowledged_is_stored(world: &World) -> usize {
+    let done: BTreeSet<String> = archive_status(world, ".done")
+        .into_iter()
+        .filter(|name| name.len() == 24)
+        .collect();
+    let stored = stored(world);
+    let lost: Vec<&String> = done.difference(&stored).collect();
+    assert!(lost.is_empty(), "acknowledged and not stored: {lost:?}");
+    done.len()
+}
+
+/// Writes about so many segments, with commits, large records and records across segments.
+fn write_segments(world: &World, segments: u64) {
+    let mut session = world.session();
+    session
+        .execute("create table if not exists public.t (id int, filler text)")
+        .expect("table");
+    let begin = lsn(&mut session);
+    let mut round = 0;
+    while lsn(&mut session) - begin < segments * u64::from(SEGMENT) {
+        round += 1;
+        session
+            .execute(&format!(
+                "insert into public.t select g, md5((g * {round})::text) || md5((g + {round})::text) \
+                 from generate_series(1, 4000) g; \
+                 select pg_logical_emit_message(false, 'test', repeat('y', {}))",
+                (round * 7919) % 300_000
+            ))
+            .expect("work");
+    }
+}
+
+fn lsn(session: &mut cluster::Session) -> u64 {
+    let row = session.one("select pg_current_wal_lsn() - '0/0'").expect("lsn");
+    row[0].as_deref().expect("a value").parse().expect("a number")
+}
+
+fn open_repository(world: &World) -> ClusterRepository {
+    let key = std::fs::read_to_string(world.scratch().join("local.key")).expect("key");
+    let key = RecipientKey::from_key_file_text(&key).expect("key");
+    let store = open_store(&format!("file://{}", world.repository().display())).expect("store");
+    let repository = Repository::open(store, &key).expect("repository");
+    repository.cluster("main").expect("cluster")
+}
+
+/// Every segment that is done reads back as it lies in pg_wal, and has the index that pushing one after the other gives.
+fn archive_is_as_if_pushed_one_by_one(world: &World) -> usize {
+    let archived = open_repository(world);
+    let data = world.production.data_directory();
+    let system = cluster::read_control_file(data)
+        .expect("pg_control")
+        .1
+        .system_identifier;
+    let second = world.scratch().join("one-by-one");
+    let key = RecipientKey::generate().expect("key");
+    let store = create_store(&format!("file://{}", second.display())).expect("store");
+    let now = jiff::Timestamp::now;
+    let sequential = Repository::create(store, &key, now()).expect("repository");
+    let sequential = sequential.cluster("main").expect("cluster");
+    let mut compared = 0;
+    for name in archive_status(world, ".done") {
+        let Some(WalFile::Segment { number, .. }) = WalFile::parse(&name, SEGMENT) else {
+            continue;
+        };
+        let path = data.join("pg_wal").join(&name);
+        let options = backup::PushOptions {
+            path: path.clone(),
+            data_directory: data.to_path_buf(),
+            host_id: "the test".into(),
+            acknowledge: 1,
+        };
+        let copy = backup::Copy {
+            name: "second",
+            repository: &sequential,
+        };
+        backup::push(&[copy], &options, now()).expect("push");
+        let of = |repository: &ClusterRepository| {
+            let object = repository.get_segment(system, TIMELINE, number, SEGMENT);
+            let object = object.expect("listing").expect("the segment");
+            let mut bytes = Vec::new();
+            repository.read_segment(&object, &mut bytes).expect("bytes");
+            (bytes, repository.read_index(&object).expect("index"))
+        };
+        let (bytes, index) = of(&archived);
+        assert!(
+            bytes == std::fs::read(&path).expect("the file"),
+            "{name} reads back otherwise"
+        );
+        assert_eq!(index, of(&sequential).1, "{name}");
+        compared += 1;
+    }
+    compared
+}
+
+/// Random numbers that a failed run can be repeated with.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Random {
+        let seed = std::env::var("PGPROOF_TEST_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| jiff::Timestamp::now().as_microsecond() as u64);
+        println!("PGPROOF_TEST_SEED={seed}");
+        Random(seed | 1)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[test]
+fn what_is_acknowledged_is_stored_whatever_is_killed_and_indexes_are_those_of_single_pushes() {
+    kill_at_random(
+        "what_is_acknowledged_is_stored_whatever_is_killed_and_indexes_are_those_of_single_pushes",
+        5,
+        1,
+    );
+}
+
+#[test]
+#[ignore = "minutes: the server waits before it starts an archiver again"]
+fn a_campaign_of_killing_loses_nothing_that_was_acknowledged() {
+    kill_at_random("a_campaign_of_killing_loses_nothing_that_was_acknowledged", 16, 4);
+}
+
+/// Kills so many processes that run ahead, and so many that the archiver started, while WAL is written.
+fn kill_at_random(test: &str, ahead: u32, asked: u32) {
+    let Some(world) = world(test) else {
+        return;
+    };
+    let mut random = Random::new();
+    let enough = AtomicBool::new(false);
+    let (mut killed_ahead, mut killed_asked) = (0, 0);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            write_segments(&world, 210);
+            // Until the campaign is over there is something to push; pg_wal keeps all of it.
+            for _ in 0..60 {
+                if enough.load(Ordering::Relaxed) {
+                    break;
+                }
+                write_segments(&world, 15);
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        });
+        let end = Instant::now() + Duration::from_secs(150);
+        while (killed_ahead < ahead || killed_asked < asked) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20 + random.below(150)));
+            // After the death of the archiver's own child the server waits for seconds before it archives again.
+            let archivers = killed_asked < asked && random.below(5) == 0;
+            let (word, count) = match archivers {
+                true => ("push", &mut killed_asked),
+                false => ("push-ahead", &mut killed_ahead),
+            };
+            for pid in processes(&world, word) {
+                *count +=
+                    u32::from(rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok());
+            }
+            acknowledged_is_stored(&world);
+        }
+        enough.store(true, Ordering::Relaxed);
+        writer.join().expect("the writer");
+    });
+    assert!(
+        killed_ahead >= ahead && killed_asked >= asked,
+        "only {killed_ahead} that ran ahead and {killed_asked} that were asked were killed"
+    );
+    world.archive_all();
+    assert!(acknowledged_is_stored(&world) >= 210);
+    assert!(archive_is_as_if_pushed_one_by_one(&world) >= 210);
+    assert_eq!(world.run(&["wal", "gaps"]).code, 0);
+}
+
+/// `wal push` as the archiver runs it, for the first file that waits.
+fn push_first(world: &World) -> (String, support::Ended) {
+    let name = archive_status(world, ".ready").pop_first().expect("a file waits");
+    let mut command = world.command(&["--json", "wal", "push", &format!("pg_wal/{name}")]);
+    let output = command
+        .current_dir(world.production.data_directory())
+        .output()
+        .expect("runs");
+    let ended = support::Ended {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    };
+    (name, ended)
+}
+
+fn mark_done(world: &World, name: &str) {
+    let folder = world.production.data_directory().join("pg_wal/archive_status");
+    std::fs::rename(
+        folder.join(format!("{name}.ready")),
+        folder.join(format!("{name}.done")),
+    )
+    .expect("rename");
+}
+
+fn wait_for(what: &str, mut met: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !met() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The server no longer archives by itself: the test is the archiver.
+fn archive_by_hand(world: &World) {
+    let mut session = world.session();
+    for statement in [
+        "alter system set archive_command = 'exit 1'",
+        "select pg_reload_conf()",
+    ] {
+        session.execute(statement).expect(statement);
+    }
+    wait_for("the reload", || {
+        let shown = world.session().one("show archive_command").expect("setting");
+        shown[0].as_deref() == Some("exit 1")
+    });
+    // An archive_command that was running is done.
+    wait_for("the archiver rests", || processes(world, "push").is_empty());
+}
+
+fn notes(world: &World) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for folder in std::fs::read_dir(world.scratch().join("spool"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        for entry in std::fs::read_dir(folder.path()).expect("spool").flatten() {
+            if entry.path().extension().is_some_and(|ending| ending == "note") {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_note_answers_at_once_and_never_for_other_content_or_from_a_restored_directory() {
+    let Some(world) =
+        world("a_note_answers_at_once_and_never_for_other_content_or_from_a_restored_directory")
+    else {
+        return;
+    };
+    archive_by_hand(&world);
+    write_segments(&world, 12);
+    let (name, ended) = push_first(&world);
+    assert_eq!(ended.ok().json()["pushed_ahead"], false);
+    mark_done(&world, &name);
+    wait_for("the process that runs ahead leaves notes", || {
+        notes(&world).len() >= 9
+    });
+    wait_for("it ends by itself", || processes(&world, "push-ahead").is_empty());
+    let stored = stored(&world);
+    for note in notes(&world) {
+        let name = note.file_stem().expect("name").to_string_lossy().into_owned();
+        assert!(stored.contains(&name), "{name} is noted and not stored");
+    }
+    let (name, ended) = push_first(&world);
+    assert_eq!(ended.ok().json()["pushed_ahead"], true, "{name}");
+    // The archiver may have died before it noticed: it asks again.
+    let (again, ended) = push_first(&world);
+    assert_eq!(
+        (again, ended.ok().json()["pushed_ahead"].clone()),
+        (name.clone(), false.into())
+    );
+    mark_done(&world, &name);
+
+    // Another content under a name that is noted: pushed, and refused, since the archive has the first one.
+    let name = archive_status(&world, ".ready")
+        .pop_first()
+        .expect("a file waits");
+    let path = world.production.data_directory().join("pg_wal").join(&name);
+    let good = std::fs::read(&path).expect("segment");
+    let mut other = good.clone();
+    other[SEGMENT as usize - 9000] ^= 1;
+    std::fs::write(&path, &other).expect("write");
+    let (_, ended) = push_first(&world);
+    assert_eq!(ended.code, 1, "{}", ended.stdout);
+    assert!(ended.stderr.contains("error[wal-conflict]"), "{}", ended.stderr);
+    std::fs::write(&path, &good).expect("write");
+    let (_, ended) = push_first(&world);
+    ended.ok();
+    mark_done(&world, &name);
+
+    // A marked directory may not archive, note or no note.
+    let marker = world.production.data_directory().join(backup::RESTORED_MARKER);
+    std::fs::write(&marker, "").expect("marker");
+    let (_, ended) = push_first(&world);
+    assert_eq!(ended.code, 1);
+    assert!(
+        ended.stderr.contains("error[wal-restored-directory]"),
+        "{}",
+        ended.stderr
+    );
+    std::fs::remove_file(&marker).expect("remove");
+    let (name, ended) = push_first(&world);
+    assert_eq!(ended.ok().json()["pushed_ahead"], true, "{name}");
+}
+
+/// Makes the repository refuse what is written, as its owner sees it; gives it back when dropped.
+struct Closed(PathBuf);
+
+impl Closed {
+    fn new(world: &World) -> Closed {
+        let folder = world.repository().join("tmp");
+        set_mode(&folder, 0o500);
+        Closed(folder)
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        set_mode(&self.0, 0o700);
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("mode");
+}
+
+#[test]
+fn what_could_not_be_pushed_ahead_is_told_by_the_call_for_it_and_nothing_is_lost() {
+    let Some(world) = world("what_could_not_be_pushed_ahead_is_told_by_the_call_for_it_and_nothing_is_lost")
+    else {
+        return;
+    };
+    archive_by_hand(&world);
+    write_segments(&world, 8);
+    let first = archive_status(&world, ".ready")
+        .pop_first()
+        .expect("a file waits");
+    {
+        let _closed = Closed::new(&world);
+        let (_, ended) = push_first(&world);
+        assert_eq!(ended.code, 1);
+        assert!(ended.stderr.contains("error[store-denied]"), "{}", ended.stderr);
+        assert!(
+            processes(&world, "push-ahead").is_empty(),
+            "nothing runs ahead of a failure"
+        );
+        // As if it had begun while the repository was well.
+        let path = world.production.data_directory().join("pg_wal").join(&first);
+        let mut ahead = world.command(&["wal", "push-ahead", &path.display().to_string()]);
+        let ended = ahead.stderr(Stdio::null()).status().expect("runs");
+        assert_eq!(ended.code(), Some(1));
+        assert!(!notes(&world).is_empty());
+        let (name, told) = push_first(&world);
+        assert_eq!((name, told.code), (first.clone(), 1));
+        assert!(told.stderr.contains("error[store-denied]"), "{}", told.stderr);
+        assert!(told.stderr.contains("hint: "), "{}", told.stderr);
+    }
+    assert!(!stored(&world).contains(&first));
+    // Everything still waits, and goes once it can.
+    while !archive_status(&world, ".ready").is_empty() {
+        let (name, ended) = push_first(&world);
+        if ended.code == 0 {
+            mark_done(&world, &name);
+        } else {
+            assert!(ended.stderr.contains("error[store-denied]"), "{}", ended.stderr);
+        }
+    }
+    acknowledged_is_stored(&world);
+    assert!(archive_is_as_if_pushed_one_by_one(&world) >= 8);
+}
