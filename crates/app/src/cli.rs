@@ -307,6 +307,9 @@ pub enum Wal {
     /// Pushes what waits behind a segment (`wal push` starts this itself)
     #[command(hide = true)]
     PushAhead(WalPush),
+    /// Fetches what recovery will ask for (`wal get` starts this itself)
+    #[command(hide = true)]
+    FetchAhead(WalFetchAhead),
 }
 
 #[derive(Debug, Args)]
@@ -347,6 +350,14 @@ pub struct WalGet {
     pub file: String,
     /// Where to put it (%p)
     pub path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct WalFetchAhead {
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// The data directory that recovers
+    pub data_directory: PathBuf,
 }
 
 #[derive(Debug, Args)]

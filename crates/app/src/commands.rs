@@ -15,6 +15,7 @@ mod status;
 mod verify;
 mod wal;
 mod wal_ahead;
+mod wal_prefetch;
 mod wal_receive;
 
 use diagnostic::Result;
@@ -46,6 +47,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Wal(cli::Wal::Status(arguments)) => wal::status(context, &arguments),
         Command::Wal(cli::Wal::Gaps(arguments)) => wal::gaps(context, &arguments),
         Command::Wal(cli::Wal::PushAhead(arguments)) => wal_ahead::push_ahead(context, &arguments),
+        Command::Wal(cli::Wal::FetchAhead(arguments)) => wal_prefetch::fetch_ahead(context, &arguments),
         Command::Key(cli::Key::Export(arguments)) => key::export(context, &arguments),
         Command::Key(cli::Key::Show(arguments)) => key::show(context, &arguments),
         Command::Demo(arguments) => demo::run(context, &arguments),

@@ -454,3 +454,241 @@ fn what_could_not_be_pushed_ahead_is_told_by_the_call_for_it_and_nothing_is_lost
     acknowledged_is_stored(&world);
     assert!(archive_is_as_if_pushed_one_by_one(&world) >= 8);
 }
+
+/// A directory in which recovery could be going on: `wal get` is run in it by the test.
+fn recovering(world: &World, name: &str, started: u32) -> PathBuf {
+    let directory = world.scratch().join(name);
+    for folder in ["global", "pg_wal"] {
+        std::fs::create_dir_all(directory.join(folder)).expect("folder");
+    }
+    let control = "global/pg_control";
+    std::fs::copy(
+        world.production.data_directory().join(control),
+        directory.join(control),
+    )
+    .expect("pg_control");
+    let text = format!("{}\n{}\n{started}\n", std::process::id(), directory.display());
+    std::fs::write(directory.join("postmaster.pid"), text).expect("postmaster.pid");
+    support::give_to_account(&directory);
+    directory
+}
+
+fn get(world: &World, directory: &Path, name: &str) -> support::Ended {
+    let mut command = world.command(&["--json", "wal", "get", name, "pg_wal/RECOVERYXLOG"]);
+    let output = command.current_dir(directory).output().expect("runs");
+    support::Ended {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn was_prefetched(ended: &support::Ended) -> bool {
+    ended.json()["result"]["Placed"]["copy"] == "prefetched"
+}
+
+fn prefetched(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for folder in std::fs::read_dir(directory.join("pg_wal/pgproof.prefetch"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        for entry in std::fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+            if entry.file_name().len() == 57 {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_prefetched_segment_is_placed_whole_for_its_recovery_only_and_absence_is_asked_anew() {
+    let Some(world) =
+        world("a_prefetched_segment_is_placed_whole_for_its_recovery_only_and_absence_is_asked_anew")
+    else {
+        return;
+    };
+    write_segments(&world, 30);
+    world.archive_all();
+    let mut names: Vec<String> = stored(&world).into_iter().collect();
+    let directory = recovering(&world, "recovering", 1);
+    let placed = directory.join("pg_wal/RECOVERYXLOG");
+    let original = |name: &str| world.production.data_directory().join("pg_wal").join(name);
+    let mut ahead = 0;
+    let rest = names.split_off(12);
+    for name in &names {
+        let ended = get(&world, &directory, name).ok();
+        ahead += u32::from(was_prefetched(&ended));
+        let bytes = std::fs::read(&placed).expect("placed");
+        assert!(
+            bytes == std::fs::read(original(name)).expect("original"),
+            "{name}"
+        );
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(std::fs::metadata(&placed).expect("placed").nlink(), 1);
+        wait_for("the next ones are fetched", || !prefetched(&directory).is_empty());
+    }
+    assert!(ahead >= 10, "{ahead} of {} were fetched ahead", names.len());
+
+    // Cut short on disk: fetched plainly.
+    let next = &rest[0];
+    wait_for("the next one", || {
+        prefetched(&directory)
+            .iter()
+            .any(|path| path.to_string_lossy().contains(next.as_str()))
+    });
+    let waiting = prefetched(&directory);
+    let waiting = waiting
+        .iter()
+        .find(|path| path.to_string_lossy().contains(next.as_str()))
+        .expect("it waits");
+    std::fs::File::options()
+        .write(true)
+        .open(waiting)
+        .expect("open")
+        .set_len(5000)
+        .expect("cut");
+    let ended = get(&world, &directory, next).ok();
+    assert!(!was_prefetched(&ended));
+    assert!(std::fs::read(&placed).expect("placed") == std::fs::read(original(next)).expect("original"));
+
+    // What no copy has is absent, and what one does not answer for is not; whatever waits in the folder.
+    std::fs::remove_file(&placed).expect("remove");
+    assert_eq!(get(&world, &directory, "0000000100000FFF000000FF").code, 1);
+    assert_eq!(get(&world, &directory, "00000002.history").code, 1);
+    let other_timeline = format!("00000002{}", &rest[1][8..]);
+    assert_eq!(
+        get(&world, &directory, &other_timeline).code,
+        1,
+        "another timeline's name"
+    );
+    assert!(!placed.exists());
+
+    // Another start of the server is another recovery: what waits for the first one is not used, and goes.
+    wait_for("some wait", || !prefetched(&directory).is_empty());
+    recovering(&world, "recovering", 2);
+    let ended = get(&world, &directory, &rest[1]).ok();
+    assert!(!was_prefetched(&ended));
+    wait_for("the first recovery's folder goes", || {
+        let folders = std::fs::read_dir(directory.join("pg_wal/pgproof.prefetch"));
+        folders
+            .expect("folder")
+            .flatten()
+            .filter(|entry| entry.path().is_dir())
+            .count()
+            <= 1
+    });
+    // The first one's process was there until then; now it is this one's turn.
+    get(&world, &directory, &rest[1]).ok();
+    wait_for("the next one", || {
+        let mut waiting = prefetched(&directory).into_iter();
+        waiting.any(|path| path.to_string_lossy().contains(&rest[2]))
+    });
+    assert!(was_prefetched(&get(&world, &directory, &rest[2]).ok()));
+
+    // A process that is killed leaves what it had, and recovery goes on; the server's end removes everything.
+    for pid in processes(&world, "fetch-ahead") {
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+    }
+    for name in &rest[3..10] {
+        get(&world, &directory, name).ok();
+        assert!(std::fs::read(&placed).expect("placed") == std::fs::read(original(name)).expect("original"));
+    }
+    std::fs::remove_file(directory.join("postmaster.pid")).expect("remove");
+    wait_for("nothing is left", || {
+        !directory.join("pg_wal/pgproof.prefetch").exists()
+    });
+}
+
+/// Promotes the server in its place: it goes on archiving, on the next timeline.
+fn promote(world: &mut World) {
+    use std::io::Write;
+    let data = world.production.data_directory().to_path_buf();
+    world.production.stop(cluster::StopMode::Fast).expect("stop");
+    std::fs::write(data.join("recovery.signal"), "").expect("signal");
+    support::give_to_account(&data.join("recovery.signal"));
+    let auto = data.join("postgresql.auto.conf");
+    let mut auto = std::fs::File::options()
+        .append(true)
+        .open(auto)
+        .expect("postgresql.auto.conf");
+    writeln!(auto, "restore_command = 'false'").expect("write");
+    world.production.start_again().expect("start");
+    wait_for("the promotion", || {
+        let row = world.session().one("select pg_is_in_recovery()").expect("answer");
+        row[0].as_deref() == Some("f")
+    });
+}
+
+#[test]
+fn recovery_through_prefetching_equals_plain_recovery_across_a_timeline_switch_with_its_helper_killed() {
+    let Some(mut world) = world(
+        "recovery_through_prefetching_equals_plain_recovery_across_a_timeline_switch_with_its_helper_killed",
+    ) else {
+        return;
+    };
+    let mut random = Random::new();
+    world
+        .session()
+        .execute("create table public.t (id int, filler text)")
+        .expect("table");
+    world.json(&["backup"]);
+    write_segments(&world, 20);
+    let on_first = testing::row_digest(&world.production.conninfo()).expect("digest");
+    world.archive_all();
+    promote(&mut world);
+    write_segments(&world, 20);
+    let on_second = testing::row_digest(&world.production.conninfo()).expect("digest");
+    world.archive_all();
+
+    let configuration = world.scratch().join("pgproof.toml");
+    let text = std::fs::read_to_string(&configuration).expect("configuration");
+    let plain = text.replacen("\n[copy.", "\nwal = { prefetch = \"0 MB\" }\n\n[copy.", 1);
+    assert_ne!(plain, text, "{text}");
+    for (name, text, timeline, expected) in [
+        ("plain", &plain, "2", &on_second),
+        ("ahead", &text, "2", &on_second),
+        ("first", &text, "1", &on_first),
+    ] {
+        support::overwrite(&configuration, text.as_bytes());
+        let into = world.scratch().join(name);
+        let target = into.display().to_string();
+        world.json(&[
+            "restore",
+            "--to",
+            "latest",
+            "--timeline",
+            timeline,
+            "--into",
+            &target,
+        ]);
+        let recovering = AtomicBool::new(true);
+        let (seen, digest) = std::thread::scope(|scope| {
+            let (world, recovering) = (&world, &recovering);
+            let mut random = Random(random.below(u64::MAX) | 1);
+            let helper = scope.spawn(move || {
+                let mut seen = 0;
+                while recovering.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(30));
+                    let found = processes(world, "fetch-ahead");
+                    seen += found.len();
+                    for pid in found {
+                        if random.below(3) == 0 {
+                            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                        }
+                    }
+                }
+                seen
+            });
+            let restored = world.start_restored(&into);
+            let digest = testing::row_digest(&restored.conninfo()).expect("digest");
+            recovering.store(false, Ordering::Relaxed);
+            restored.stop();
+            (helper.join().expect("the helper"), digest)
+        });
+        assert_eq!(&digest, expected, "{name}");
+        assert_eq!(seen == 0, name == "plain", "{name}: {seen}");
+    }
+}

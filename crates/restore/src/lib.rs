@@ -25,6 +25,7 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod plan_text;
+pub mod prefetch;
 mod progress;
 mod settings;
 mod sync;
@@ -44,6 +45,7 @@ pub use facts::{
 pub use live::LiveCluster;
 pub use marker::{MARKER_NAME, Marker, Phase, read_marker};
 pub use plan::{GeneratedFile, KeptAside, Plan, Stop, TablespacePlan, plan};
+pub use prefetch::{FetchAhead, Prefetched, fetch_ahead};
 pub use progress::{NoProgress, Progress, Step};
 pub use settings::{REFERENCE_FOLDER, auto_conf, quote, write_stop};
 pub use timelines::{Alternative, newest_timeline};

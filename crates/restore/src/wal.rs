@@ -160,7 +160,7 @@ fn segment(
     Ok(PlacedWal::Absent(Absent { copies: absent }))
 }
 
-enum Failure {
+pub(crate) enum Failure {
     /// Writing the file failed.
     Here(Error),
     /// The copy could not be read, or holds something wrong.
@@ -175,6 +175,30 @@ fn from_copy(
     destination: &Path,
     options: &PlaceOptions,
 ) -> Result<Option<u64>, Failure> {
+    let Some(fetched) = fetch(copy, timeline, number, name, destination, options)? else {
+        return Ok(None);
+    };
+    fetched.file.place(destination).map_err(Failure::Here)?;
+    Ok(Some(fetched.bytes))
+}
+
+/// A whole, verified segment in a file beside its destination; removed unless it is placed.
+pub(crate) struct Fetched {
+    pub(crate) file: Temporary,
+    /// As in the object's name.
+    pub(crate) digest: String,
+    pub(crate) bytes: u64,
+}
+
+/// `None`: the copy does not have it.
+pub(crate) fn fetch(
+    copy: &ClusterRepository,
+    timeline: TimelineId,
+    number: u64,
+    name: &str,
+    destination: &Path,
+    options: &PlaceOptions,
+) -> Result<Option<Fetched>, Failure> {
     let size = options.wal_segment_size;
     let Some(object) = copy
         .get_segment(options.system, timeline, number, size)
@@ -188,16 +212,32 @@ fn from_copy(
         return Err(Failure::Here(write_error(destination, &error)));
     }
     let bytes = read.map_err(Failure::Copy)?;
-    let header = SegmentHeader::parse(&file.first).map_err(Failure::Copy)?;
+    check_first_page(&file.first, bytes, timeline, number, name, options).map_err(Failure::Copy)?;
+    Ok(Some(Fetched {
+        file,
+        digest: object.digest,
+        bytes,
+    }))
+}
+
+/// Whether a file of so many bytes that begins so is the segment of that name. Error: `wal-segment-name`.
+pub(crate) fn check_first_page(
+    first: &[u8],
+    bytes: u64,
+    timeline: TimelineId,
+    number: u64,
+    name: &str,
+    options: &PlaceOptions,
+) -> Result<()> {
     let wrong = |what: String| {
-        Failure::Copy(
-            Error::new(
-                "wal-segment-name",
-                format!("WAL segment {name} holds something else"),
-            )
-            .detail(what),
+        Error::new(
+            "wal-segment-name",
+            format!("WAL segment {name} holds something else"),
         )
+        .detail(what)
     };
+    let size = options.wal_segment_size;
+    let header = SegmentHeader::parse(first)?;
     if bytes != u64::from(size) {
         return Err(wrong(format!("It has {bytes} bytes instead of {size}.")));
     }
@@ -207,8 +247,7 @@ fn from_copy(
             header.system_identifier, header.timeline, header.page_address
         )));
     }
-    file.place(destination).map_err(Failure::Here)?;
-    Ok(Some(bytes))
+    Ok(())
 }
 
 /// History files: small, and wrong in a costly way when two of one name differ.
@@ -284,7 +323,7 @@ fn unavailable(name: &str, url: &str, error: Error) -> Error {
 }
 
 /// A file beside its final place; removed unless it is placed.
-struct Temporary {
+pub(crate) struct Temporary {
     file: std::fs::File,
     path: PathBuf,
     placed: bool,
@@ -294,7 +333,7 @@ struct Temporary {
     failure: Option<std::io::Error>,
 }
 
-const HEADER_BYTES: usize = 64;
+pub(crate) const HEADER_BYTES: usize = 64;
 
 impl Temporary {
     fn create(destination: &Path) -> Result<Temporary> {
@@ -325,7 +364,7 @@ impl Temporary {
     }
 
     /// Not synced: after a crash recovery asks again for every file.
-    fn place(mut self, destination: &Path) -> Result<()> {
+    pub(crate) fn place(mut self, destination: &Path) -> Result<()> {
         std::fs::rename(&self.path, destination).map_err(|error| write_error(destination, &error))?;
         self.placed = true;
         Ok(())

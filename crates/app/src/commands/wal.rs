@@ -14,6 +14,7 @@ use crate::account;
 use crate::archive;
 use crate::cli;
 use crate::commands::wal_ahead::{Ahead, Answer};
+use crate::commands::wal_prefetch::Prefetch;
 use crate::config::Cluster;
 use crate::context::Context;
 use crate::copies::Copies;
@@ -244,6 +245,24 @@ pub fn get(context: &Context, arguments: &cli::WalGet) -> Result<u8> {
         _ => here.clone(),
     };
     let options = wal::identify(&recovering)?;
+    let destination = here.join(&arguments.path);
+    let ahead = Prefetch::of(&configuration, cluster, &recovering, &destination, options);
+    if let Some(placed) = ahead
+        .as_ref()
+        .and_then(|ahead| ahead.place(&arguments.file, &destination))
+    {
+        if renewal_is_due(&arguments.file, &options)
+            && let Ok(copies) = Copies::open(&configuration, cluster, None)
+        {
+            let clusters: Vec<_> = copies.open.iter().map(|copy| copy.cluster.clone()).collect();
+            keep_for_recovery(&recovering, &arguments.file, &options, &clusters, context.now());
+        }
+        if context.json {
+            output::json(&json!({ "file": arguments.file, "result": PlacedWal::Placed(placed) }));
+        }
+        start_fetching(context, cluster, ahead.as_ref(), &arguments.file);
+        return Ok(exit::DONE);
+    }
     let copies = Copies::open(&configuration, cluster, None)?;
     let clusters: Vec<_> = copies.open.iter().map(|copy| copy.cluster.clone()).collect();
     let placed = match copies.failed.first() {
@@ -252,7 +271,17 @@ pub fn get(context: &Context, arguments: &cli::WalGet) -> Result<u8> {
                 .clone()
                 .context(format!("cannot open copy {name:?} of cluster {:?}", cluster.name)));
         }
-        _ => wal::place_wal(&arguments.file, &here.join(&arguments.path), &clusters, &options)?,
+        _ => {
+            let place = || wal::place_wal(&arguments.file, &destination, &clusters, &options);
+            match (place(), &ahead) {
+                // What was fetched ahead stands in the way of what is wanted now.
+                (Err(error), Some(ahead)) if error.io_kind() == Some(std::io::ErrorKind::StorageFull) => {
+                    ahead.clear();
+                    place()?
+                }
+                (placed, _) => placed?,
+            }
+        }
     };
     if let PlacedWal::Placed(placed) = &placed {
         for failed in &placed.failed {
@@ -275,10 +304,18 @@ pub fn get(context: &Context, arguments: &cli::WalGet) -> Result<u8> {
     if context.json {
         output::json(&json!({ "file": arguments.file, "result": placed }));
     }
+    if let PlacedWal::Placed(_) = &placed {
+        start_fetching(context, cluster, ahead.as_ref(), &arguments.file);
+    }
     Ok(match placed {
         PlacedWal::Placed(_) => exit::DONE,
         PlacedWal::Absent(_) => exit::WAL_ABSENT,
     })
+}
+
+fn renewal_is_due(file: &str, options: &wal::PlaceOptions) -> bool {
+    let number = postgres::WalFile::parse(file, options.wal_segment_size).and_then(|file| file.number());
+    number.is_some_and(|number| number % RENEWED_EVERY_SEGMENTS == 0)
 }
 
 /// Now and then a recovery that goes on for long renews what its restore left: for another day `expire` keeps its backup and
@@ -290,8 +327,7 @@ fn keep_for_recovery(
     clusters: &[repository::ClusterRepository],
     now: jiff::Timestamp,
 ) {
-    let number = postgres::WalFile::parse(file, options.wal_segment_size).and_then(|file| file.number());
-    if number.is_none_or(|number| number % RENEWED_EVERY_SEGMENTS != 0) {
+    if !renewal_is_due(file, options) {
         return;
     }
     let Ok(Some(marker)) = restore::read_marker(data_directory) else {
@@ -305,6 +341,14 @@ fn keep_for_recovery(
         if let Ok(lease) = lease {
             let _ = lease.release(now, now.checked_add(super::restore::RECOVERY_LEASE).ok());
         }
+    }
+}
+
+/// The file is placed: whatever goes wrong from here on is no reason to say otherwise.
+fn start_fetching(context: &Context, cluster: &Cluster, ahead: Option<&Prefetch>, file: &str) {
+    if let Some(Err(error)) = ahead.map(|ahead| ahead.start(context, cluster, file)) {
+        output::notice("warning: what recovery will ask for cannot be fetched ahead");
+        exit::print_error(&error);
     }
 }
 
