@@ -5,6 +5,7 @@
 
 mod account;
 mod archive;
+mod backlog;
 mod cli;
 mod commands;
 mod config;

@@ -455,6 +455,138 @@ fn what_could_not_be_pushed_ahead_is_told_by_the_call_for_it_and_nothing_is_lost
     assert!(archive_is_as_if_pushed_one_by_one(&world) >= 8);
 }
 
+/// A small file system under the repository; taken away when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` where this account may not mount.
+    fn under(repository: &Path, kilobytes: u64) -> Option<SmallDisk> {
+        let aside = repository.with_extension("aside");
+        std::fs::rename(repository, &aside).expect("rename");
+        std::fs::create_dir(repository).expect("folder");
+        let disk = SmallDisk(repository.to_owned());
+        let mounted = mount(
+            &["-t", "tmpfs", "-o", &format!("size={kilobytes}k"), "none"],
+            repository,
+        );
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(aside.join("."))
+            .arg(repository)
+            .status();
+        assert!(copied.expect("cp").success());
+        support::give_to_account(repository);
+        mounted.then_some(disk)
+    }
+
+    fn grow(&self, kilobytes: u64) {
+        assert!(mount(&["-o", &format!("remount,size={kilobytes}k")], &self.0));
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.0)
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+fn mount(options: &[&str], folder: &Path) -> bool {
+    let mut command = std::process::Command::new("mount");
+    let command = command.args(options).arg(folder).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_full_repository_stops_archiving_with_1_warns_and_loses_nothing() {
+    let Some(world) = world("a_full_repository_stops_archiving_with_1_warns_and_loses_nothing") else {
+        return;
+    };
+    archive_by_hand(&world);
+    let Some(disk) = SmallDisk::under(&world.repository(), 3000) else {
+        println!("NOT RUN: this account may not mount");
+        return;
+    };
+    // Full of what does not compress.
+    let mut session = world.session();
+    session
+        .execute("create table public.r as select gen_random_uuid() u from generate_series(1, 200000)")
+        .expect("rows");
+    write_segments(&world, 10);
+    let mut failed = 0;
+    let mut done = 0;
+    while failed < 4 {
+        assert!(done < 20, "the disk is not full");
+        let (name, ended) = push_first(&world);
+        match ended.code {
+            0 => {
+                mark_done(&world, &name);
+                done += 1;
+            }
+            1 => {
+                failed += 1;
+                assert!(ended.stderr.contains("error[store-full]"), "{}", ended.stderr);
+                assert!(ended.stderr.contains("hint: "), "{}", ended.stderr);
+            }
+            code => panic!("{code}: {}", ended.stderr),
+        }
+        acknowledged_is_stored(&world);
+    }
+    assert!(done > 0, "nothing fitted");
+    // Told by status, and by wal push itself, once in a while.
+    let text = std::fs::read_to_string(world.scratch().join("pgproof.toml")).expect("configuration");
+    let text = text.replacen("\n[copy.", "\nwal = { warn_files = 2 }\n\n[copy.", 1);
+    support::overwrite(&world.scratch().join("pgproof.toml"), text.as_bytes());
+    let status = world.json(&["status"]);
+    let archiving = &status["clusters"][0]["archiving"];
+    assert!(
+        archiving["backlog"]["files"].as_u64().expect("files") > 2,
+        "{archiving:#}"
+    );
+    let warnings = archiving["warnings"].to_string();
+    assert!(
+        warnings.contains("archiving falls behind") && warnings.contains("the archiver fails"),
+        "{warnings}"
+    );
+    let check = world.run(&["check", "--no-switch"]);
+    assert!(check.stdout.contains("wal-waits"), "{}", check.stdout);
+    for folder in std::fs::read_dir(world.scratch().join("spool"))
+        .expect("spool")
+        .flatten()
+    {
+        let _ = std::fs::remove_file(folder.path().join("warned"));
+    }
+    let (_, ended) = push_first(&world);
+    assert!(
+        ended.stderr.contains("warning: archiving falls behind"),
+        "{}",
+        ended.stderr
+    );
+    let (_, ended) = push_first(&world);
+    assert!(
+        !ended.stderr.contains("warning:"),
+        "told again at once: {}",
+        ended.stderr
+    );
+
+    disk.grow(500_000);
+    while !archive_status(&world, ".ready").is_empty() {
+        let (name, ended) = push_first(&world);
+        if ended.code == 0 {
+            mark_done(&world, &name);
+        } else {
+            assert!(ended.stderr.contains("error[store-full]"), "{}", ended.stderr);
+        }
+    }
+    acknowledged_is_stored(&world);
+    assert!(archive_is_as_if_pushed_one_by_one(&world) >= 10);
+    assert_eq!(world.run(&["wal", "gaps"]).code, 0);
+    wait_for("it ends by itself", || processes(&world, "push-ahead").is_empty());
+}
+
 /// A directory in which recovery could be going on: `wal get` is run in it by the test.
 fn recovering(world: &World, name: &str, started: u32) -> PathBuf {
     let directory = world.scratch().join(name);
@@ -600,6 +732,44 @@ fn a_prefetched_segment_is_placed_whole_for_its_recovery_only_and_absence_is_ask
     wait_for("nothing is left", || {
         !directory.join("pg_wal/pgproof.prefetch").exists()
     });
+}
+
+#[test]
+fn what_was_fetched_ahead_makes_room_when_the_disk_of_pg_wal_is_full() {
+    let Some(world) = world("what_was_fetched_ahead_makes_room_when_the_disk_of_pg_wal_is_full") else {
+        return;
+    };
+    write_segments(&world, 20);
+    world.archive_all();
+    let configuration = world.scratch().join("pgproof.toml");
+    let text = std::fs::read_to_string(&configuration).expect("configuration");
+    let text = text.replacen("\n[copy.", "\nwal = { prefetch = \"4 MB\" }\n\n[copy.", 1);
+    support::overwrite(&configuration, text.as_bytes());
+    let directory = recovering(&world, "recovering", 1);
+    let Some(_disk) = SmallDisk::under(&directory.join("pg_wal"), 16_000) else {
+        println!("NOT RUN: this account may not mount");
+        return;
+    };
+    let names: Vec<String> = stored(&world).into_iter().collect();
+    get(&world, &directory, &names[0]).ok();
+    wait_for("the next ones are fetched", || prefetched(&directory).len() == 4);
+    assert!(was_prefetched(&get(&world, &directory, &names[1]).ok()));
+    wait_for("another one is fetched", || prefetched(&directory).len() == 4);
+    // Somebody else takes all the room; recovery is not where it was expected.
+    let filler = directory.join("pg_wal/filler");
+    let mut filler = std::fs::File::create(filler).expect("filler");
+    while std::io::Write::write_all(&mut filler, &[1; 65536]).is_ok() {}
+    for name in &names[8..12] {
+        let ended = get(&world, &directory, name).ok();
+        assert!(!was_prefetched(&ended), "{}", ended.stdout);
+        let placed = std::fs::read(directory.join("pg_wal/RECOVERYXLOG")).expect("placed");
+        let original = world.production.data_directory().join("pg_wal").join(name);
+        assert!(placed == std::fs::read(original).expect("original"), "{name}");
+        // Recovery reads it and is done with it.
+        std::fs::remove_file(directory.join("pg_wal/RECOVERYXLOG")).expect("remove");
+    }
+    std::fs::remove_file(directory.join("postmaster.pid")).expect("remove");
+    wait_for("the helper ends", || processes(&world, "fetch-ahead").is_empty());
 }
 
 /// Promotes the server in its place: it goes on archiving, on the next timeline.

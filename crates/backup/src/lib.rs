@@ -7,6 +7,7 @@
 //!
 //! Clock, configuration and environment are the caller's: they come in as arguments.
 
+pub mod backlog;
 pub mod base;
 pub mod live_wal;
 pub mod look_ahead;
@@ -17,6 +18,7 @@ pub mod wal_receive;
 mod history_file;
 mod previous_tail;
 
+pub use backlog::{Backlog, BacklogLimits};
 pub use base::{
     BackupResult, BaseBackupOptions, DamagedPage, Finding, Plan, PlanOptions, Progress, ProgressState, Stage,
 };

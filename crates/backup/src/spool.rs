@@ -31,6 +31,8 @@ const BUSY_WAIT_MAX: Duration = Duration::from_secs(120);
 const WORKER_LOCK: &str = "worker.lock";
 /// What that process wrote to standard error.
 const WORKER_LOG: &str = "worker.log";
+/// Its time is that of the last warning.
+const WARNED: &str = "warned";
 
 /// Which file it was. Writing to it, replacing it and renaming it all change this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,6 +218,15 @@ impl Spool {
     /// Where the process that pushes ahead writes what it has to say.
     pub fn worker_log(&self) -> PathBuf {
         self.folder.join(WORKER_LOG)
+    }
+
+    /// Whether a warning is due again: says yes once in `every`, for all processes together.
+    pub fn warning_due(&self, every: Duration, now: Timestamp) -> bool {
+        let path = self.folder.join(WARNED);
+        let last = std::fs::metadata(&path).and_then(|metadata| metadata.modified());
+        let elapsed = last.ok().and_then(|last| Timestamp::try_from(last).ok());
+        let elapsed = elapsed.and_then(|last| Duration::try_from(now.duration_since(last)).ok());
+        elapsed.is_none_or(|elapsed| elapsed >= every) && std::fs::write(&path, b"").is_ok()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -500,6 +511,15 @@ mod tests {
         let folder = directory.path().join("a/spool");
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
         assert_eq!(Spool::open(&folder).unwrap_err().code(), "spool-unusable");
+    }
+
+    #[test]
+    fn a_warning_is_due_once_in_a_while() {
+        let (_directory, spool, _) = spool();
+        let minute = Duration::from_secs(60);
+        assert!(spool.warning_due(minute, Timestamp::now()));
+        assert!(!spool.warning_due(minute, Timestamp::now()));
+        assert!(spool.warning_due(minute, Timestamp::now() + SignedDuration::from_secs(61)));
     }
 
     #[test]

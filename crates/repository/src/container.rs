@@ -270,14 +270,18 @@ impl Output {
         let gathered = self.gathered.get(..self.filled).unwrap_or_default();
         let failed = |error: std::io::Error| {
             // A store that has words of its own keeps them.
-            match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-                Some(error) => error.clone(),
-                None => Error::io(
-                    "store-write",
-                    format!("cannot write object \"{}\"", self.name),
-                    &error,
-                ),
+            if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+                return error.clone();
             }
+            let full = matches!(
+                error.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            );
+            Error::io(
+                if full { "store-full" } else { "store-write" },
+                format!("cannot write object \"{}\"", self.name),
+                &error,
+            )
         };
         self.object.write_all(gathered).map_err(failed)?;
         if let Some(bytes) = bytes {

@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::account;
+use crate::backlog;
 use crate::cli;
 use crate::config::{Cluster, Configuration, KeySource};
 use crate::context::Context;
@@ -180,6 +181,10 @@ pub fn run(context: &Context, arguments: &cli::Check) -> Result<u8> {
         }
         (_, None) => lines.not_run("wal-arrives", "there is no connection"),
         _ => lines.not_run("wal-arrives", "--no-switch was given"),
+    }
+    match &facts {
+        Some(facts) => check_backlog(&mut lines, session.as_mut(), facts, cluster, context.now()),
+        None => lines.not_run("wal-waits", "there is no connection"),
     }
     for copy in &copies.open {
         check_backups(&mut lines, context.now(), copy);
@@ -578,6 +583,30 @@ fn check_arrival(
                 format!("{file} arrived after {seconds:.1} s and reads back whole"),
             ),
         }
+    }
+}
+
+/// Whether archiving keeps up.
+fn check_backlog(
+    lines: &mut Lines,
+    session: Option<&mut Session>,
+    facts: &ServerFacts,
+    cluster: &Cluster,
+    now: Timestamp,
+) {
+    const CHECK: &str = "wal-waits";
+    let data_directory = cluster.data_directory.as_deref().unwrap_or(&facts.data_directory);
+    let seen = match backlog::look(cluster, data_directory, facts.wal_segment_size, session, now) {
+        Ok(seen) => seen,
+        Err(error) => return lines.not_run(CHECK, error.to_string()),
+    };
+    if seen.warnings.is_empty() {
+        return lines.pass(CHECK, seen.text(now));
+    }
+    let cure = "Look for pgproof's error in the server's log, and see \"When the archive does not move\" and \"WAL under \
+                load\" in docs/operations.md. Do not remove files from pg_wal.";
+    for warning in seen.warnings {
+        lines.warn(CHECK, warning, cure);
     }
 }
 

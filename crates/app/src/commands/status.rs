@@ -1,5 +1,6 @@
 //! `pgproof status`: what can be recovered now, and what would be lost.
 
+use cluster::Session;
 use diagnostic::Result;
 use history::{Gap, Rpo, Window};
 use postgres::Timestamp;
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::account;
 use crate::archive;
+use crate::backlog::{self, Archiving};
 use crate::cli;
 use crate::config::{Cluster, Configuration};
 use crate::context::Context;
@@ -23,6 +25,7 @@ struct Seen {
     expiry: Vec<Value>,
     /// What should be done, and is not.
     warnings: Vec<String>,
+    archiving: Option<Archiving>,
     /// Why something could not be looked at.
     notes: Vec<String>,
 }
@@ -42,7 +45,7 @@ pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
         if context.json {
             values.push(value(cluster, &seen));
         } else {
-            print(cluster, &seen);
+            print(cluster, &seen, context.now());
         }
     }
     if context.json {
@@ -53,6 +56,7 @@ pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
 
 fn look(configuration: &Configuration, cluster: &Cluster, now: jiff::Timestamp) -> Result<Seen> {
     let mut seen = Seen::default();
+    look_at_archiving(cluster, now, &mut seen);
     let copies = Copies::open(configuration, cluster, None)?;
     for (name, error) in &copies.failed {
         seen.notes
@@ -154,6 +158,25 @@ fn backup_every(policy: &retention::Policy) -> Option<jiff::SignedDuration> {
     }
 }
 
+/// Of the server on this host; without a connection what the data directory says.
+fn look_at_archiving(cluster: &Cluster, now: jiff::Timestamp, seen: &mut Seen) {
+    let (Some(data_directory), Some(control)) = (&cluster.data_directory, archive::control_file(cluster))
+    else {
+        return;
+    };
+    let mut session = Session::connect(&cluster.connection).ok();
+    let size = control.wal_segment_size;
+    match backlog::look(cluster, data_directory, size, session.as_mut(), now) {
+        Ok(archiving) => {
+            seen.warnings.extend(archiving.warnings.iter().cloned());
+            seen.archiving = Some(archiving);
+        }
+        Err(error) => seen
+            .notes
+            .push(format!("what waits to be archived could not be seen: {error}")),
+    }
+}
+
 /// The stretch of points without a hole that ends with the latest one that any backup reaches. What lies before a hole (a gap, or
 /// WAL that retention has let go) is told by the windows.
 fn recoverable(windows: &[Window]) -> Option<(Timestamp, Timestamp)> {
@@ -186,6 +209,7 @@ fn value(cluster: &Cluster, seen: &Seen) -> Value {
         "recoverable": recoverable,
         "rpo": seen.rpo,
         "gaps": seen.gaps,
+        "archiving": seen.archiving,
         "windows": seen.windows,
         "expiry": seen.expiry,
         "warnings": seen.warnings,
@@ -193,7 +217,7 @@ fn value(cluster: &Cluster, seen: &Seen) -> Value {
     })
 }
 
-fn print(cluster: &Cluster, seen: &Seen) {
+fn print(cluster: &Cluster, seen: &Seen, now: jiff::Timestamp) {
     output::line(format!("Cluster {}", cluster.name));
     match recoverable(&seen.windows) {
         Some((from, to)) => output::line(format!("  recoverable  {from} to {to}")),
@@ -216,6 +240,9 @@ fn print(cluster: &Cluster, seen: &Seen) {
             ));
         }
         None => output::line("  would lose   unknown"),
+    }
+    if let Some(archiving) = &seen.archiving {
+        output::line(format!("  archiving    {}", archiving.text(now)));
     }
     for window in &seen.windows {
         let to = match (window.to, window.to_lsn) {

@@ -29,6 +29,34 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
     account::become_owner(&configuration, cluster)?;
     let (path, data_directory) = locate(cluster, &arguments.path)?;
     let ahead = Ahead::of(&configuration, cluster, &path, &data_directory);
+    let pushed = push_file(
+        context,
+        &configuration,
+        cluster,
+        arguments,
+        ahead.as_ref(),
+        path,
+        &data_directory,
+    );
+    // Also when it failed: just then WAL piles up.
+    for warning in ahead
+        .iter()
+        .flat_map(|ahead| ahead.backlog_warnings(cluster, context.now()))
+    {
+        output::notice(format!("warning: {warning}"));
+    }
+    pushed
+}
+
+fn push_file(
+    context: &Context,
+    configuration: &crate::config::Configuration,
+    cluster: &Cluster,
+    arguments: &cli::WalPush,
+    ahead: Option<&Ahead>,
+    path: PathBuf,
+    data_directory: &Path,
+) -> Result<u8> {
     // Held until the end: nobody else pushes this file meanwhile.
     let _busy = match ahead
         .as_ref()
@@ -45,13 +73,13 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
                     "pushed_ahead": true, "copies": acknowledged.copies,
                 }));
             }
-            start_ahead(context, cluster, ahead.as_ref());
+            start_ahead(context, cluster, ahead);
             return Ok(exit::DONE);
         }
         Some(Answer::Push(busy)) => busy,
         None => None,
     };
-    let copies = open_enough(&configuration, cluster)?;
+    let copies = open_enough(configuration, cluster)?;
     let given: Vec<Copy<'_>> = copies
         .open
         .iter()
@@ -62,7 +90,7 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
         .collect();
     let options = PushOptions {
         path,
-        data_directory: resolved(&data_directory),
+        data_directory: resolved(data_directory),
         host_id: host_id(),
         acknowledge: cluster.acknowledge,
     };
@@ -103,7 +131,7 @@ pub fn push(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
             "file": result.file, "pushed_ahead": false, "copies": each, "milliseconds": phases,
         }));
     }
-    start_ahead(context, cluster, ahead.as_ref());
+    start_ahead(context, cluster, ahead);
     Ok(exit::DONE)
 }
 

@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use postgres::{TimelineId, WalFile};
 
 use super::wal::{host_id, locate, open_enough, resolved};
+use crate::backlog::limits;
 use crate::cli;
 use crate::config::{Cluster, Configuration};
 use crate::context::Context;
@@ -26,6 +27,8 @@ use crate::{exit, output};
 
 /// How long the process stays when nothing waits.
 const IDLE: Duration = Duration::from_secs(5);
+/// How often `wal push` looks whether archiving falls behind.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Where one segment stands in what is pushed ahead.
 pub struct Ahead {
@@ -47,16 +50,13 @@ pub enum Answer {
 }
 
 impl Ahead {
-    /// Nothing where running ahead is switched off or not possible; also for other files than whole segments.
+    /// Nothing where there can be no spool; also for other files than whole segments.
     pub fn of(
         configuration: &Configuration,
         cluster: &Cluster,
         path: &Path,
         data_directory: &Path,
     ) -> Option<Ahead> {
-        if cluster.wal.push_ahead == 0 {
-            return None;
-        }
         // Only where the archiver's own signs of what waits are.
         if path.parent() != Some(&data_directory.join("pg_wal")) {
             return None;
@@ -106,6 +106,19 @@ impl Ahead {
         }
     }
 
+    /// What a person should know of the files that wait; once in a while only, since the archiver calls often.
+    pub fn backlog_warnings(&self, cluster: &Cluster, now: Timestamp) -> Vec<String> {
+        let Some(data_directory) = self.path.parent().and_then(Path::parent) else {
+            return Vec::new();
+        };
+        if !self.spool.warning_due(WARN_EVERY, now) {
+            return Vec::new();
+        }
+        backup::Backlog::look(data_directory, self.wal_segment_size, now)
+            .map(|backlog| backlog.warnings(&limits(cluster), now))
+            .unwrap_or_default()
+    }
+
     fn note(&self, now: Timestamp) -> Option<Result<Acknowledged>> {
         let file = FileIdentity::at(&self.path).ok()?;
         self.spool.take(&self.name, &file, &self.about, now)
@@ -113,7 +126,7 @@ impl Ahead {
 
     /// Leaves a process behind that pushes what waits, if something does and none is there.
     pub fn start(&self, context: &Context, cluster: &Cluster) -> Result<()> {
-        let Some(pg_wal) = self.path.parent() else {
+        let Some(pg_wal) = self.path.parent().filter(|_| cluster.wal.push_ahead > 0) else {
             return Ok(());
         };
         let next = postgres::segment_name(
