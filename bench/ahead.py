@@ -41,7 +41,7 @@ class PgProofPlain(PgProof):
         with open(path) as lines:
             text = lines.read()
         with open(path, "w") as lines:
-            lines.write(text.replace("\n[copy.", '\nwal = { push_ahead = 0, prefetch = "0 MB" }\n\n[copy.', 1))
+            lines.write(text.replace("\n[copy.", '\narchive = { push_ahead = 0, prefetch = "0 MB" }\n\n[copy.', 1))
 
 
 def write_wal(cluster, count):

@@ -24,9 +24,9 @@ pub struct Archiving {
 /// The configured limits.
 pub fn limits(cluster: &Cluster) -> BacklogLimits {
     BacklogLimits {
-        files: cluster.wal.warn_files,
-        age: cluster.wal.warn_age,
-        full_within: cluster.wal.warn_full_within,
+        files: cluster.archive.warn_files,
+        age: cluster.archive.warn_age,
+        full_within: cluster.archive.warn_full_within,
     }
 }
 

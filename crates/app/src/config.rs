@@ -49,7 +49,7 @@ struct ClusterSection {
     copies: Option<Vec<String>>,
     acknowledge: Option<usize>,
     #[serde(default)]
-    wal: wal::WalSection,
+    archive: wal::WalSection,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -138,7 +138,7 @@ pub struct Cluster {
     pub copies: Vec<String>,
     /// In how many copies a segment must be durable before PostgreSQL may remove it.
     pub acknowledge: usize,
-    pub wal: WalSettings,
+    pub archive: WalSettings,
 }
 
 /// One repository and the key that opens it.
@@ -418,10 +418,10 @@ impl Configuration {
             wal,
             copies,
             acknowledge,
-            wal: section
-                .wal
+            archive: section
+                .archive
                 .resolve(base)
-                .map_err(|(key, why)| self.wrong(&format!("{at}.wal.{key}"), why))?,
+                .map_err(|(key, why)| self.wrong(&format!("{at}.archive.{key}"), why))?,
         })
     }
 
@@ -565,8 +565,8 @@ impl Configuration {
             }
             add(format!("{at}.copies"), list(&cluster.copies));
             add(format!("{at}.acknowledge"), cluster.acknowledge.to_string());
-            for (key, value) in cluster.wal.shown() {
-                add(format!("{at}.wal.{key}"), value);
+            for (key, value) in cluster.archive.shown() {
+                add(format!("{at}.archive.{key}"), value);
             }
         }
         for (name, copy) in &self.copies {

@@ -538,7 +538,7 @@ fn a_full_repository_stops_archiving_with_1_warns_and_loses_nothing() {
     assert!(done > 0, "nothing fitted");
     // Told by status, and by wal push itself, once in a while.
     let text = std::fs::read_to_string(world.scratch().join("pgproof.toml")).expect("configuration");
-    let text = text.replacen("\n[copy.", "\nwal = { warn_files = 2 }\n\n[copy.", 1);
+    let text = text.replacen("\n[copy.", "\narchive = { warn_files = 2 }\n\n[copy.", 1);
     support::overwrite(&world.scratch().join("pgproof.toml"), text.as_bytes());
     let status = world.json(&["status"]);
     let archiving = &status["clusters"][0]["archiving"];
@@ -743,7 +743,7 @@ fn what_was_fetched_ahead_makes_room_when_the_disk_of_pg_wal_is_full() {
     world.archive_all();
     let configuration = world.scratch().join("pgproof.toml");
     let text = std::fs::read_to_string(&configuration).expect("configuration");
-    let text = text.replacen("\n[copy.", "\nwal = { prefetch = \"4 MB\" }\n\n[copy.", 1);
+    let text = text.replacen("\n[copy.", "\narchive = { prefetch = \"4 MB\" }\n\n[copy.", 1);
     support::overwrite(&configuration, text.as_bytes());
     let directory = recovering(&world, "recovering", 1);
     let Some(_disk) = SmallDisk::under(&directory.join("pg_wal"), 16_000) else {
@@ -815,7 +815,7 @@ fn recovery_through_prefetching_equals_plain_recovery_across_a_timeline_switch_w
 
     let configuration = world.scratch().join("pgproof.toml");
     let text = std::fs::read_to_string(&configuration).expect("configuration");
-    let plain = text.replacen("\n[copy.", "\nwal = { prefetch = \"0 MB\" }\n\n[copy.", 1);
+    let plain = text.replacen("\n[copy.", "\narchive = { prefetch = \"0 MB\" }\n\n[copy.", 1);
     assert_ne!(plain, text, "{text}");
     for (name, text, timeline, expected) in [
         ("plain", &plain, "2", &on_second),

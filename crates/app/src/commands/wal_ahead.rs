@@ -69,7 +69,7 @@ impl Ahead {
         let directory = std::fs::metadata(data_directory).ok()?;
         // A data directory is one spool, whatever its cluster is called and wherever it is reached.
         let folder = format!("{}-{:x}-{:x}", cluster.name, directory.dev(), directory.ino());
-        let spool = Spool::open(&cluster.wal.spool.join(folder)).ok()?;
+        let spool = Spool::open(&cluster.archive.spool.join(folder)).ok()?;
         Some(Ahead {
             spool,
             about: Circumstances {
@@ -126,7 +126,7 @@ impl Ahead {
 
     /// Leaves a process behind that pushes what waits, if something does and none is there.
     pub fn start(&self, context: &Context, cluster: &Cluster) -> Result<()> {
-        let Some(pg_wal) = self.path.parent().filter(|_| cluster.wal.push_ahead > 0) else {
+        let Some(pg_wal) = self.path.parent().filter(|_| cluster.archive.push_ahead > 0) else {
             return Ok(());
         };
         let next = postgres::segment_name(
@@ -217,7 +217,7 @@ pub fn push_ahead(context: &Context, arguments: &cli::WalPush) -> Result<u8> {
             pg_wal,
             first: (ahead.timeline, ahead.number),
             wal_segment_size: ahead.wal_segment_size,
-            at_once: usize::try_from(cluster.wal.push_ahead).unwrap_or(1),
+            at_once: usize::try_from(cluster.archive.push_ahead).unwrap_or(1),
             warnings: &warnings,
             idle: IDLE,
             clock: &Timestamp::now,

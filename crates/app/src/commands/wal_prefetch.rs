@@ -41,7 +41,7 @@ impl Prefetch {
         options: PlaceOptions,
     ) -> Option<Prefetch> {
         let pg_wal = data_directory.join("pg_wal");
-        if cluster.wal.prefetch_bytes == 0 || destination.parent() != Some(&pg_wal) {
+        if cluster.archive.prefetch_bytes == 0 || destination.parent() != Some(&pg_wal) {
             return None;
         }
         let directory = std::fs::metadata(data_directory).ok()?;
@@ -53,7 +53,7 @@ impl Prefetch {
             place: Prefetched::of(&pg_wal, &recovery),
             options,
             bytes: cluster
-                .wal
+                .archive
                 .prefetch_bytes
                 .max(u64::from(options.wal_segment_size)),
             data_directory: data_directory.to_path_buf(),

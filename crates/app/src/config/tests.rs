@@ -298,15 +298,19 @@ fn what_is_wrong_with_a_bucket_is_refused_and_secrets_are_not_repeated() {
 #[test]
 fn how_far_wal_runs_ahead_is_configured_and_checked() {
     let configuration = parse(GOOD).expect("defaults");
-    let wal = &configuration.cluster(None).expect("main").wal;
+    let wal = &configuration.cluster(None).expect("main").archive;
     assert_eq!(wal.spool, Path::new("/etc/pgproof/spool"));
     assert_eq!((wal.push_ahead, wal.prefetch_bytes), (2, 128 << 20));
-    let with =
-        |line: &str| parse(&GOOD.replace("acknowledge = 1", &format!("acknowledge = 1\nwal = {{ {line} }}")));
+    let with = |line: &str| {
+        parse(&GOOD.replace(
+            "acknowledge = 1",
+            &format!("acknowledge = 1\narchive = {{ {line} }}"),
+        ))
+    };
     let configuration =
         with(r#"spool = "/var/spool/pgproof", push_ahead = 0, prefetch = "1 GB", warn_age = "1 h""#);
     let configuration = configuration.expect("values");
-    let wal = &configuration.cluster(None).expect("main").wal;
+    let wal = &configuration.cluster(None).expect("main").archive;
     assert_eq!(wal.spool, Path::new("/var/spool/pgproof"));
     assert_eq!((wal.push_ahead, wal.prefetch_bytes), (0, 1 << 30));
     assert_eq!(wal.warn_age, Duration::from_secs(3600));

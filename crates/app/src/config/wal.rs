@@ -1,4 +1,4 @@
-//! `[cluster.NAME.wal]`: how far pushing and fetching run ahead, and when waiting WAL is worth a warning.
+//! `[cluster.NAME.archive]`: how far pushing and fetching run ahead, and when waiting WAL is worth a warning.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
