@@ -321,6 +321,10 @@ fn how_far_wal_runs_ahead_is_configured_and_checked() {
     ] {
         let error = with(line).expect_err(line);
         assert_eq!(error.code(), "config-value", "{line}");
-        assert!(error.message().contains("pgproof.toml:"), "{}", error.message());
+        assert!(
+            error.message().contains("pgproof.toml, line 7"),
+            "{}",
+            error.message()
+        );
     }
 }
