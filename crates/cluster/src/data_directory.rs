@@ -178,8 +178,8 @@ pub fn read_control_file(data_directory: &Path) -> Result<(Vec<u8>, ControlFile)
 pub fn left_out(path: &[u8]) -> bool {
     let mut parts = path.split(|byte| *byte == b'/').peekable();
     while let Some(name) = parts.next() {
-        let by_name = EXCLUDE_FILES.contains(&name)
-            || EXCLUDE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        let by_name =
+            EXCLUDE_FILES.contains(&name) || EXCLUDE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
         if by_name || (parts.peek().is_some() && EXCLUDE_DIRECTORY_CONTENTS.contains(&name)) {
             return true;
         }

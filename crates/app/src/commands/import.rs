@@ -56,7 +56,11 @@ pub fn run(context: &Context, arguments: &cli::Import) -> Result<u8> {
         };
         let result = import::run(&survey, &plan, &copy.cluster, &options)?;
         drop(shown);
-        if result.backup.as_ref().is_some_and(|backup| !backup.findings.is_empty()) {
+        if result
+            .backup
+            .as_ref()
+            .is_some_and(|backup| !backup.findings.is_empty())
+        {
             code = exit::BAD;
         }
         if !context.json {
@@ -111,7 +115,10 @@ fn print(plan: &ImportPlan, result: &ImportResult) {
                 backup.pages_reused
             ));
             for page in &backup.excused {
-                output::line(format!("  excused: {} block {}: {}", page.path, page.block, page.problem));
+                output::line(format!(
+                    "  excused: {} block {}: {}",
+                    page.path, page.block, page.problem
+                ));
             }
             for finding in &backup.findings {
                 output::line(format!("finding[{}]: {}", finding.code, finding.message));

@@ -639,7 +639,13 @@ pub(super) struct Pages<'a> {
 
 impl Pages<'_> {
     /// Writes a fact for each whole page of `chunk`.
-    pub(super) fn judge(&mut self, relation: &RelationFile, first_block: u32, chunk: &[u8], facts: &mut [BlockFacts]) {
+    pub(super) fn judge(
+        &mut self,
+        relation: &RelationFile,
+        first_block: u32,
+        chunk: &[u8],
+        facts: &mut [BlockFacts],
+    ) {
         for (index, (page, fact)) in chunk.chunks_exact(BLOCK_SIZE).zip(facts).enumerate() {
             let block = first_block + index as u32;
             let relation_block = relation

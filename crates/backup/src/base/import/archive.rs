@@ -290,11 +290,7 @@ impl<R: Read> Read for Archive<R> {
 }
 
 fn until_nul(bytes: &[u8]) -> Vec<u8> {
-    bytes
-        .split(|byte| *byte == 0)
-        .next()
-        .unwrap_or_default()
-        .to_vec()
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
 }
 
 /// Octal digits, or base-256 behind a first byte of 0x80.
@@ -373,7 +369,10 @@ mod tests {
         let mut content = [0; 10];
         assert_eq!(archive.read(&mut content).unwrap(), 3);
         let member = archive.next_member().unwrap().unwrap();
-        assert_eq!((member.path.as_slice(), member.kind), (&b"data/pax/name"[..], Kind::Directory));
+        assert_eq!(
+            (member.path.as_slice(), member.kind),
+            (&b"data/pax/name"[..], Kind::Directory)
+        );
         assert!(archive.next_member().unwrap().is_none());
     }
 

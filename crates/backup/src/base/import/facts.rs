@@ -353,7 +353,10 @@ impl WalFacts {
                 Ok(())
             }
             (false, true) => Ok(()),
-            _ => Err(two_contents(name, &format!("{}\" and \"{}", before.source, facts.source))),
+            _ => Err(two_contents(
+                name,
+                &format!("{}\" and \"{}", before.source, facts.source),
+            )),
         }
     }
 }

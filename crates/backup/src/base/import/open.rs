@@ -124,12 +124,23 @@ mod tests {
 
     #[test]
     fn each_packing_is_recognised_by_its_bytes_and_a_cut_one_is_an_error() {
-        let plain: Vec<u8> = (0..300_000_u32).flat_map(|n| (n ^ n >> 5).to_le_bytes()).collect();
+        let plain: Vec<u8> = (0..300_000_u32)
+            .flat_map(|n| (n ^ n >> 5).to_le_bytes())
+            .collect();
         assert_eq!(read(&plain).unwrap(), plain);
         assert_eq!(read(b"ab").unwrap(), b"ab");
-        for packed in [gzip(&plain), zstd::encode_all(plain.as_slice(), 1).unwrap(), lz4(&plain)] {
+        for packed in [
+            gzip(&plain),
+            zstd::encode_all(plain.as_slice(), 1).unwrap(),
+            lz4(&plain),
+        ] {
             assert_eq!(read(&packed).unwrap(), plain);
-            for cut in [packed.len() / 2, packed.len() - 5, packed.len() - 4, packed.len() - 1] {
+            for cut in [
+                packed.len() / 2,
+                packed.len() - 5,
+                packed.len() - 4,
+                packed.len() - 1,
+            ] {
                 assert!(read(&packed[..cut]).is_err(), "{cut} of {}", packed.len());
             }
         }

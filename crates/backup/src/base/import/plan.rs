@@ -4,9 +4,7 @@ use std::fmt;
 
 use diagnostic::{Error, Result};
 use jiff::Timestamp;
-use postgres::{
-    ControlFile, Lsn, SystemIdentifier, TimelineHistory, TimelineId, Verdict, segment_name,
-};
+use postgres::{ControlFile, Lsn, SystemIdentifier, TimelineHistory, TimelineId, Verdict, segment_name};
 use repository::{BackupId, ClusterRepository, WalFileKind};
 use serde::Serialize;
 
@@ -84,7 +82,10 @@ pub fn plan(survey: &Survey, repository: &ClusterRepository) -> Result<ImportPla
         (None, None) => {
             return Err(Error::usage(
                 "import-base-missing",
-                format!("cluster \"{}\" has no backup that the WAL could belong to", repository.name()),
+                format!(
+                    "cluster \"{}\" has no backup that the WAL could belong to",
+                    repository.name()
+                ),
             )
             .hint("Name the base backup with --base."));
         }
@@ -149,7 +150,11 @@ fn belongs(
 }
 
 /// Whether a segment is stored: all of an archive; of the base's own `pg_wal` what the backup needs.
-pub(super) fn is_wanted(survey: &Survey, (timeline, number): (TimelineId, u64), segment: &SegmentFacts) -> bool {
+pub(super) fn is_wanted(
+    survey: &Survey,
+    (timeline, number): (TimelineId, u64),
+    segment: &SegmentFacts,
+) -> bool {
     match (segment.origin, &survey.base) {
         (Origin::Archive, _) => true,
         (Origin::Base, Some((_, base))) => {
@@ -273,7 +278,9 @@ fn check_window(base: &Resolved, survey: &Survey, repository: &ClusterRepository
         };
         let whole = match &segment.verdict {
             Verdict::Good => true,
-            Verdict::Incomplete { .. } | Verdict::Damaged { .. } => number == last && segment.end >= base.stop,
+            Verdict::Incomplete { .. } | Verdict::Damaged { .. } => {
+                number == last && segment.end >= base.stop
+            }
         };
         if !whole || (number == last && segment.end < base.stop) {
             return Err(Error::new(
@@ -382,13 +389,20 @@ impl fmt::Display for ImportPlan {
             )?;
             writeln!(f, "  files:            {} with {} bytes", base.files, base.bytes)?;
             match &base.already_there {
-                Some(id) => writeln!(f, "  it is there:      as backup {id}; nothing of it is stored again")?,
+                Some(id) => writeln!(
+                    f,
+                    "  it is there:      as backup {id}; nothing of it is stored again"
+                )?,
                 None => writeln!(f, "  parent:           {}", base.parent_reason)?,
             }
         }
         match (&self.wal.first, &self.wal.last) {
             (Some(first), Some(last)) => {
-                writeln!(f, "  WAL brought:      {} segments, {first} to {last}", self.wal.segments)?;
+                writeln!(
+                    f,
+                    "  WAL brought:      {} segments, {first} to {last}",
+                    self.wal.segments
+                )?;
             }
             _ => writeln!(f, "  WAL brought:      none")?,
         }
@@ -396,7 +410,11 @@ impl fmt::Display for ImportPlan {
             writeln!(f, "  missing:          WAL behind {gap}")?;
         }
         if self.wal.ignored_files > 0 {
-            writeln!(f, "  ignored:          {} files that are no WAL", self.wal.ignored_files)?;
+            writeln!(
+                f,
+                "  ignored:          {} files that are no WAL",
+                self.wal.ignored_files
+            )?;
         }
         for warning in &self.warnings {
             writeln!(f, "  warning: {warning}")?;

@@ -93,17 +93,18 @@ pub fn run(
         },
     };
     for path in &survey.wal_paths {
-        walk_wal(path, &mut |source, name, size, content| {
-            match wal_name(name) {
-                Some(name) => import.wal(source, &name, size, content, Origin::Archive),
-                None => Ok(()),
-            }
+        walk_wal(path, &mut |source, name, size, content| match wal_name(name) {
+            Some(name) => import.wal(source, &name, size, content, Origin::Archive),
+            None => Ok(()),
         })?;
     }
     if let (Some((layout, base)), Some(base_plan)) = (&survey.base, &plan.base) {
         match base_plan.already_there {
             // Its WAL may still be more than what was there.
-            Some(_) => layout.walk(&mut |source, member, content| match (&member.kind, wal_name(&member.path)) {
+            Some(_) => layout.walk(&mut |source, member, content| match (
+                &member.kind,
+                wal_name(&member.path),
+            ) {
                 (Kind::File { size }, Some(name)) if below_pg_wal(&member.path) => {
                     import.wal(source, &name, *size, content, Origin::Base)
                 }
@@ -120,9 +121,12 @@ fn below_pg_wal(path: &[u8]) -> bool {
 }
 
 fn changed(what: &str) -> Error {
-    Error::new("import-source-changed", format!("\"{what}\" changed while it was read"))
-        .detail("It was read twice, and was not the same.")
-        .hint("Run the import again when nothing writes there any more.")
+    Error::new(
+        "import-source-changed",
+        format!("\"{what}\" changed while it was read"),
+    )
+    .detail("It was read twice, and was not the same.")
+    .hint("Run the import again when nothing writes there any more.")
 }
 
 struct Import<'a> {
@@ -145,7 +149,9 @@ impl Import<'_> {
         let wal: &WalFacts = &self.survey.wal;
         let shown = format!("{source}: {name}");
         let segment_size = self.segment_size();
-        let Some(file) = WalFile::parse(name, segment_size) else { return Ok(()) };
+        let Some(file) = WalFile::parse(name, segment_size) else {
+            return Ok(());
+        };
         if let WalFile::Segment { timeline, number } = file {
             let chosen = wal
                 .segments
@@ -168,7 +174,14 @@ impl Import<'_> {
     fn segment_size(&self) -> u32 {
         super::plan::control(self.survey)
             .map(|control| control.wal_segment_size)
-            .or_else(|| self.survey.wal.segments.values().next().map(|segment| segment.segment_size))
+            .or_else(|| {
+                self.survey
+                    .wal
+                    .segments
+                    .values()
+                    .next()
+                    .map(|segment| segment.segment_size)
+            })
             .unwrap_or(16 << 20)
     }
 
@@ -394,7 +407,12 @@ fn missing_configuration(base: &Resolved) -> Vec<ConfigurationFile> {
     ];
     roles
         .into_iter()
-        .filter(|(_, name)| !base.facts.files.contains_key(&[&base.prefix, name.as_bytes()].concat()))
+        .filter(|(_, name)| {
+            !base
+                .facts
+                .files
+                .contains_key(&[&base.prefix, name.as_bytes()].concat())
+        })
         .map(|(role, name)| ConfigurationFile {
             role: role.into(),
             original: name.into(),
@@ -442,7 +460,15 @@ impl Intake<'_> {
         self.sequence += 1;
         let path = RelativePath::new(path)?;
         let size = 0;
-        self.run.tree().add(self.sequence, FileEntry { path, mode, size, kind })
+        self.run.tree().add(
+            self.sequence,
+            FileEntry {
+                path,
+                mode,
+                size,
+                kind,
+            },
+        )
     }
 
     fn directory(&mut self, path: &[u8], mode: u32) -> Result<()> {
@@ -457,7 +483,9 @@ impl Intake<'_> {
             self.tell(Stage::Reading)?;
         }
         // What lies beside the data directory in the same archive is none of its files.
-        let Some(within) = member.path.strip_prefix(&self.base.prefix[..]) else { return Ok(()) };
+        let Some(within) = member.path.strip_prefix(&self.base.prefix[..]) else {
+            return Ok(());
+        };
         match member.kind {
             // Tablespaces and the folders of pg_wal come on their own.
             Kind::Directory if is_tablespace(within) || within.starts_with(b"pg_wal/") => Ok(()),
@@ -584,4 +612,3 @@ impl Intake<'_> {
         Ok(late)
     }
 }
-

@@ -59,15 +59,16 @@ impl Survey {
             .map(|(base, facts)| Opened::new(facts).map(|opened| (base, opened)))
             .transpose()?;
         for path in wal_paths {
-            walk_wal(path, &mut |source, name, size, content| {
-                match super::facts::wal_name(name) {
+            walk_wal(
+                path,
+                &mut |source, name, size, content| match super::facts::wal_name(name) {
                     Some(name) => wal.file(source, &name, size, content, Origin::Archive),
                     None => {
                         wal.ignore(&String::from_utf8_lossy(name));
                         Ok(())
                     }
-                }
-            })?;
+                },
+            )?;
         }
         let base = opened
             .map(|(base, opened)| opened.resolve(&wal).map(|resolved| (base, resolved)))
@@ -121,11 +122,14 @@ impl Opened {
         match &manifest {
             Some(manifest) => check_manifest(&facts, &prefix, manifest, &control, &label, &mut warnings)?,
             None => warnings.push(
-                "there is no backup_manifest: that no file is missing or changed since cannot be shown".into(),
+                "there is no backup_manifest: that no file is missing or changed since cannot be shown"
+                    .into(),
             ),
         }
         for (path, target) in &facts.links {
-            let Some(within) = path.strip_prefix(&prefix[..]) else { continue };
+            let Some(within) = path.strip_prefix(&prefix[..]) else {
+                continue;
+            };
             if within == b"pg_wal" || is_tablespace(within) {
                 continue;
             }
@@ -190,11 +194,15 @@ impl Opened {
                 "import-manifest-mismatch",
                 "the manifest and the backup history file disagree",
             )
-            .detail(format!("The manifest ends at {manifest}, the history file at {history}.")));
+            .detail(format!(
+                "The manifest ends at {manifest}, the history file at {history}."
+            )));
         }
         if stop < label.start {
-            return Err(Error::new("import-end-unknown", "the base backup ends before it begins")
-                .detail(format!("It began at {}; {stop_from} says {stop}.", label.start)));
+            return Err(
+                Error::new("import-end-unknown", "the base backup ends before it begins")
+                    .detail(format!("It began at {}; {stop_from} says {stop}.", label.start)),
+            );
         }
         let checkpoint = wal
             .segments
@@ -252,11 +260,13 @@ fn prefix(facts: &BaseFacts) -> Result<Vec<u8>> {
     let prefix = found.next().ok_or_else(no_control)?;
     match found.next() {
         None => Ok(prefix.to_vec()),
-        Some(other) => Err(Error::new("import-layout", "the base holds two data directories").detail(format!(
-            "\"{}\" and \"{}\".",
-            prefix.escape_ascii(),
-            other.escape_ascii()
-        ))),
+        Some(other) => Err(
+            Error::new("import-layout", "the base holds two data directories").detail(format!(
+                "\"{}\" and \"{}\".",
+                prefix.escape_ascii(),
+                other.escape_ascii()
+            )),
+        ),
     }
 }
 
@@ -288,7 +298,10 @@ fn tablespaces(facts: &BaseFacts, prefix: &[u8], map: Option<&Vec<u8>>) -> Resul
             spaces.push(Space { oid, location });
         }
     };
-    facts.links.iter().for_each(|(path, target)| add(path, Some(target)));
+    facts
+        .links
+        .iter()
+        .for_each(|(path, target)| add(path, Some(target)));
     facts.directories.iter().for_each(|path| add(path, None));
     for space in &spaces {
         // Those of `pg_basebackup -Ft` come in archives of their own, beside a base.tar without a leading directory.
@@ -305,7 +318,9 @@ fn tablespaces(facts: &BaseFacts, prefix: &[u8], map: Option<&Vec<u8>>) -> Resul
                 Some(location) => format!("It lay in \"{}\".", location.escape_ascii()),
                 None => "Its folder is empty.".to_owned(),
             })
-            .hint("Bring the archive of the tablespace, too: pg_basebackup calls it OID.tar beside base.tar."));
+            .hint(
+                "Bring the archive of the tablespace, too: pg_basebackup calls it OID.tar beside base.tar.",
+            ));
         }
     }
     spaces.sort_by_key(|space| space.oid);
@@ -335,15 +350,23 @@ fn check_manifest(
             "the base is not what its backup_manifest says",
         )
         .detail(detail)
-        .hint("Copy the backup again from where it was made; `pg_verifybackup` tells the same of a plain one."))
+        .hint(
+            "Copy the backup again from where it was made; `pg_verifybackup` tells the same of a plain one.",
+        ))
     };
     let stated = &manifest.manifest;
-    if stated.system_identifier.is_some_and(|system| system != control.system_identifier.0) {
+    if stated
+        .system_identifier
+        .is_some_and(|system| system != control.system_identifier.0)
+    {
         return differs("The manifest is of another cluster.".into());
     }
     let start = stated.wal_ranges.iter().map(|(_, start, _)| *start).min();
     if start != Some(label.start) {
-        return differs(format!("The manifest's WAL does not begin at {}, as the label does.", label.start));
+        return differs(format!(
+            "The manifest's WAL does not begin at {}, as the label does.",
+            label.start
+        ));
     }
     let mut unchecked = 0;
     let mut listed = std::collections::HashSet::new();
@@ -357,7 +380,10 @@ fn check_manifest(
             return differs(format!("\"{shown}\" is missing."));
         };
         if found.size != file.size {
-            return differs(format!("\"{shown}\" has {} bytes instead of {}.", found.size, file.size));
+            return differs(format!(
+                "\"{shown}\" has {} bytes instead of {}.",
+                found.size, file.size
+            ));
         }
         match file.crc32c {
             Some(crc) if crc != found.crc32c => return differs(format!("\"{shown}\" has another content.")),

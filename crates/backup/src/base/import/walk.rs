@@ -62,7 +62,11 @@ impl Base {
         let mut inside = Vec::new();
         let mut base = None;
         for entry in entries(path)? {
-            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = entry
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             if entry.join("global").is_dir() {
                 inside.push(entry);
             } else if plain_name(&name) == "base.tar" {
@@ -120,7 +124,11 @@ impl Base {
 fn archives(folder: &Path, base: PathBuf) -> Result<Base> {
     let (mut tablespaces, mut pg_wal, mut manifest) = (Vec::new(), None, None);
     for entry in entries(folder)? {
-        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = entry
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         match plain_name(&name).strip_suffix(".tar") {
             Some("pg_wal") => pg_wal = Some(entry),
             Some(digits) => {
@@ -168,7 +176,9 @@ fn folder(source: &str, absolute: &Path, below: &[u8], each: EachMember<'_>) -> 
             b"" => name.to_vec(),
             below => [below, b"/", name].concat(),
         };
-        let metadata = entry.symlink_metadata().map_err(|error| unreadable(&entry, &error))?;
+        let metadata = entry
+            .symlink_metadata()
+            .map_err(|error| unreadable(&entry, &error))?;
         let mut member = Member {
             path: path.clone(),
             mode: metadata.mode() & 0o7777,
@@ -209,7 +219,9 @@ pub(super) fn walk_wal(path: &Path, each: EachFile<'_>) -> Result<()> {
 
 fn wal_folder(root: &Path, folder: &Path, each: EachFile<'_>) -> Result<()> {
     for entry in entries(folder)? {
-        let metadata = entry.symlink_metadata().map_err(|error| unreadable(&entry, &error))?;
+        let metadata = entry
+            .symlink_metadata()
+            .map_err(|error| unreadable(&entry, &error))?;
         if metadata.is_dir() {
             wal_folder(root, &entry, each)?;
         } else if metadata.is_file() {
@@ -222,8 +234,14 @@ fn wal_folder(root: &Path, folder: &Path, each: EachFile<'_>) -> Result<()> {
 fn wal_file(root: &Path, path: &Path, each: EachFile<'_>) -> Result<()> {
     let source = root.display().to_string();
     let within = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
-    let name = if within.is_empty() { path.as_os_str().as_bytes() } else { within };
-    let size = fs::metadata(path).map_err(|error| unreadable(path, &error))?.len();
+    let name = if within.is_empty() {
+        path.as_os_str().as_bytes()
+    } else {
+        within
+    };
+    let size = fs::metadata(path)
+        .map_err(|error| unreadable(path, &error))?
+        .len();
     if wal_name(name).is_some() {
         return each(&source, name, size, &mut open(path)?);
     }
@@ -239,11 +257,10 @@ fn wal_file(root: &Path, path: &Path, each: EachFile<'_>) -> Result<()> {
     if !looks_like_tar(first.get(..count).unwrap_or_default()) {
         // A file that was named itself is meant.
         if root == path {
-            return Err(Error::new(
-                "import-layout",
-                format!("\"{}\" holds no WAL", path.display()),
-            )
-            .detail("It is neither a tar archive nor named like a WAL file."));
+            return Err(
+                Error::new("import-layout", format!("\"{}\" holds no WAL", path.display()))
+                    .detail("It is neither a tar archive nor named like a WAL file."),
+            );
         }
         return each(&source, name, size, &mut std::io::empty());
     }
