@@ -40,6 +40,8 @@ pub enum Command {
     Config(Config),
     /// Take a base backup
     Backup(Backup),
+    /// Make a backup of what other tools made: pg_basebackup's files or archives, and WAL archives
+    Import(Import),
     /// List backups
     List(OfCluster),
     /// Show one backup
@@ -211,6 +213,24 @@ pub struct Backup {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Show what would be backed up, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Import {
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// The base backup: a data directory, an archive of one, or the folder that `pg_basebackup -Ft` made
+    #[arg(long, value_name = "PATH")]
+    pub base: Option<PathBuf>,
+    /// WAL: a folder, an archive, or one segment; may be given several times
+    #[arg(long, value_name = "PATH")]
+    pub wal: Vec<PathBuf>,
+    /// Only into this copy [default: into every copy, one after the other]
+    #[arg(long, value_name = "NAME")]
+    pub copy: Option<String>,
+    /// Read and check everything, show what would be stored, and stop
     #[arg(long)]
     pub dry_run: bool,
 }

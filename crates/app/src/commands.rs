@@ -6,6 +6,7 @@ mod config;
 mod drill;
 mod expire;
 mod find;
+mod import;
 mod init;
 mod key;
 mod list;
@@ -34,6 +35,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Status(arguments) => status::run(context, &arguments),
         Command::Config(cli::Config::Show) => config::show(context),
         Command::Backup(arguments) => backup::run(context, &arguments),
+        Command::Import(arguments) => import::run(context, &arguments),
         Command::List(arguments) => list::list(context, &arguments),
         Command::Show(arguments) => list::show(context, &arguments),
         Command::Pin(arguments) => list::pin(context, &arguments),

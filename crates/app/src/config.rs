@@ -41,6 +41,7 @@ struct File {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ClusterSection {
+    #[serde(default = "no_server")]
     connection: String,
     data_directory: Option<PathBuf>,
     programs: Option<PathBuf>,
@@ -50,6 +51,13 @@ struct ClusterSection {
     acknowledge: Option<usize>,
     #[serde(default)]
     archive: wal::WalSection,
+}
+
+/// The connection of a cluster that has no server, for backups that were imported: nobody answers there.
+pub const NO_SERVER: &str = "host=/nonexistent/no-connection-is-configured";
+
+fn no_server() -> String {
+    NO_SERVER.to_owned()
 }
 
 #[derive(Debug, Clone, Deserialize)]

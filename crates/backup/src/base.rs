@@ -9,6 +9,7 @@
 
 mod dispatch;
 mod excuse;
+pub mod import;
 mod parent;
 mod plan;
 mod plan_protocol;

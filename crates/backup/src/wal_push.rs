@@ -260,6 +260,13 @@ pub(crate) fn push_received(
     writer: &Writer,
     now: jiff::Timestamp,
 ) -> Result<PutWal> {
+    let source = recognised(received)?;
+    claim(repository, &source, writer, now)?;
+    store(repository, &source, || index(&source))
+}
+
+/// Whether a received file is what its name says.
+fn recognised(received: Received) -> Result<Source> {
     let Some(file) = WalFile::parse(&received.name, received.wal_segment_size) else {
         return Err(Error::new(
             "wal-file-name",
@@ -277,6 +284,7 @@ pub(crate) fn push_received(
     };
     match source.file {
         WalFile::History { timeline } => drop(TimelineHistory::parse(timeline, &source.bytes)?),
+        WalFile::BackupHistory { .. } => {}
         _ if source.bytes.len() as u64 != u64::from(source.wal_segment_size) => {
             return Err(Error::new(
                 "wal-segment-size",
@@ -285,7 +293,13 @@ pub(crate) fn push_received(
         }
         _ => drop(check_header(&source)?),
     }
-    claim(repository, &source, writer, now)?;
+    Ok(source)
+}
+
+/// Stores a file that somebody brought from another archive, under the same rules as [`push`] but for the claim: who brings
+/// old WAL is not who writes the timeline. Errors as [`push_received`], without `wal-second-writer`.
+pub(crate) fn push_imported(repository: &ClusterRepository, received: Received) -> Result<PutWal> {
+    let source = recognised(received)?;
     store(repository, &source, || index(&source))
 }
 

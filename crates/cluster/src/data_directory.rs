@@ -173,6 +173,25 @@ pub fn read_control_file(data_directory: &Path) -> Result<(Vec<u8>, ControlFile)
     }
 }
 
+/// Whether `basebackup.c` leaves this path out by a name in it: its own, or that of a folder above whose contents are not
+/// kept. For copies that were made without it.
+pub fn left_out(path: &[u8]) -> bool {
+    let mut parts = path.split(|byte| *byte == b'/').peekable();
+    while let Some(name) = parts.next() {
+        let by_name =
+            EXCLUDE_FILES.contains(&name) || EXCLUDE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        if by_name || (parts.peek().is_some() && EXCLUDE_DIRECTORY_CONTENTS.contains(&name)) {
+            return true;
+        }
+    }
+    RelationFile::parse(path).is_some_and(|relation| relation.temporary)
+}
+
+/// Whether the path's first part is a place that PostgreSQL alone fills.
+pub fn belongs_to_postgres(path: &[u8]) -> bool {
+    OWNED_BY_POSTGRES.contains(&path.split(|byte| *byte == b'/').next().unwrap_or_default())
+}
+
 struct Place {
     absolute: PathBuf,
     /// `None`: an in-place tablespace.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::account;
 use crate::archive;
 use crate::cli;
-use crate::config::{Cluster, Configuration, DrillProfile, nearest};
+use crate::config::{Cluster, Configuration, DrillProfile, NO_SERVER, nearest};
 use crate::context::{Context, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
@@ -108,7 +108,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let clock = || context.now();
     let outcome = drill::run(&Drill {
         repository: &copy.cluster,
-        production: Some(&cluster.connection),
+        production: (cluster.connection != NO_SERVER).then_some(cluster.connection.as_str()),
         profile,
         sandbox: SandboxOptions {
             parent,

@@ -385,14 +385,14 @@ fn missing_configuration(plan: &Plan, server: &ServerFacts) -> Vec<Configuration
         .collect()
 }
 
-struct Late {
-    path: String,
-    mode: u32,
-    content: Vec<u8>,
+pub(super) struct Late {
+    pub(super) path: String,
+    pub(super) mode: u32,
+    pub(super) content: Vec<u8>,
 }
 
 /// The files that are written last, in path order.
-fn store_late(writer: &mut PackWriter, mut late: Vec<Late>) -> Result<PackStatistics> {
+pub(super) fn store_late(writer: &mut PackWriter, mut late: Vec<Late>) -> Result<PackStatistics> {
     late.sort_by(|one, two| one.path.cmp(&two.path));
     for file in &late {
         let size = file.content.len() as u64;
@@ -629,17 +629,23 @@ impl Intake<'_> {
 }
 
 /// The pages of one file, judged as they pass.
-struct Pages<'a> {
-    path: &'a RelativePath,
-    checksums: bool,
-    relation_segment_size: u32,
-    bad_pages: &'a mut Vec<BadPage>,
-    bad_pages_count: &'a mut u64,
+pub(super) struct Pages<'a> {
+    pub(super) path: &'a RelativePath,
+    pub(super) checksums: bool,
+    pub(super) relation_segment_size: u32,
+    pub(super) bad_pages: &'a mut Vec<BadPage>,
+    pub(super) bad_pages_count: &'a mut u64,
 }
 
 impl Pages<'_> {
     /// Writes a fact for each whole page of `chunk`.
-    fn judge(&mut self, relation: &RelationFile, first_block: u32, chunk: &[u8], facts: &mut [BlockFacts]) {
+    pub(super) fn judge(
+        &mut self,
+        relation: &RelationFile,
+        first_block: u32,
+        chunk: &[u8],
+        facts: &mut [BlockFacts],
+    ) {
         for (index, (page, fact)) in chunk.chunks_exact(BLOCK_SIZE).zip(facts).enumerate() {
             let block = first_block + index as u32;
             let relation_block = relation
