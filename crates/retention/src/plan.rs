@@ -147,9 +147,8 @@ pub fn plan(facts: &Facts, policy: &Policy, now: Timestamp) -> Result<ExpirePlan
     let mut reasons = reasons(facts, policy, cutoff);
     let continuous_from = |reasons: &BTreeMap<BackupId, Vec<Reason>>| {
         let continuous = facts.backups.iter().filter(|backup| {
-            reasons
-                .get(&backup.backup)
-                .is_some_and(|reasons| reasons.iter().any(|reason| reason.continuous(policy)))
+            let reasons = reasons.get(&backup.backup).map(Vec::as_slice).unwrap_or_default();
+            backup.is_good() && reasons.iter().any(|reason| reason.continuous(policy))
         });
         continuous.map(|backup| backup.finished_at).min()
     };

@@ -288,6 +288,8 @@ fn where_nothing_is_good_nothing_goes() {
     for backup in &mut facts.backups {
         backup.standing = Standing::Bad("damaged".into());
     }
+    // Not even because somebody reads a newer one.
+    facts.backups[2].leases.push("a restore".into());
     let policy = Policy {
         keep_last: Some(1),
         ..Policy::default()
