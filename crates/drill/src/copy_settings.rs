@@ -317,6 +317,7 @@ mod tests {
             "the server's default where nothing was announced"
         );
         assert_eq!(value(&settings, "shared_buffers"), Some("512MB"));
+        assert_eq!(value(&settings, "huge_pages"), Some("off"));
     }
 
     #[test]

@@ -303,21 +303,21 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| feed.serve(&fetch, None, &stop));
             let to = folder.path().join("RECOVERYXLOG");
-            assert_eq!(ask(&feed, "000000010000000000000001", &to), Some(0));
-            assert_eq!(
-                std::fs::read_to_string(&to).expect("placed"),
-                "000000010000000000000001"
-            );
+            let first = ask(&feed, "000000010000000000000001", &to);
+            let placed = std::fs::read_to_string(&to);
             // The same file again, as a second start asks.
-            assert_eq!(ask(&feed, "000000010000000000000001", &to), Some(0));
-            assert_eq!(ask(&feed, "00000002.history", &to), Some(1));
-            assert_eq!(ask(&feed, "000000010000000000000003", &to), Some(126));
-            assert_eq!(
-                ask(&feed, "../../etc/passwd", &to),
-                Some(126),
-                "no such folder for a question"
-            );
+            let again = ask(&feed, "000000010000000000000001", &to);
+            let absent = ask(&feed, "00000002.history", &to);
+            let damaged = ask(&feed, "000000010000000000000003", &to);
+            let outside = ask(&feed, "../../etc/passwd", &to);
+            // Before anything is judged: a thread that goes on would keep a failure from being told.
             stop.store(true, Ordering::Relaxed);
+            assert_eq!(
+                (first, again, absent, damaged),
+                (Some(0), Some(0), Some(1), Some(126))
+            );
+            assert_eq!(placed.expect("placed"), "000000010000000000000001");
+            assert_eq!(outside, Some(126), "no such folder for a question");
         });
         let record = feed.record();
         assert_eq!(record.segments.len(), 1);

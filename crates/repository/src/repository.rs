@@ -44,7 +44,7 @@ struct Inner {
 
 /// `repository.json`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct RepositoryHeader {
+pub(crate) struct RepositoryHeader {
     format_version: u32,
     repository_id: String,
     created_at: jiff::Timestamp,
@@ -53,7 +53,7 @@ struct RepositoryHeader {
 
 impl RepositoryHeader {
     /// Errors: `object-damaged`, `repository-format`.
-    fn decode(text: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(text: &[u8]) -> Result<Self> {
         let header: RepositoryHeader = checked_json::decode(REPOSITORY, text)?;
         if header.format_version != FORMAT_VERSION {
             return Err(container::newer_format(REPOSITORY, header.format_version));
@@ -283,6 +283,22 @@ impl Repository {
 
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.inner.store
+    }
+
+    /// Whether what was opened can be looked at still. A folder whose file system was unmounted meanwhile lists as
+    /// empty: whoever is about to say "it is not there" asks this first. Error: `repository-missing`.
+    pub fn still_there(&self) -> Result<()> {
+        match self.inner.store.size(REPOSITORY)? {
+            Some(_) => Ok(()),
+            None => Err(Error::new(
+                "repository-missing",
+                format!(
+                    "the repository at {} has gone since it was opened",
+                    self.inner.store.url()
+                ),
+            )
+            .hint("See whether its file system is mounted.")),
+        }
     }
 
     pub fn identity(&self) -> &Identity {

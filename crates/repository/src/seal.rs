@@ -315,3 +315,90 @@ impl Decoder {
         self.open(keys, name, FOOTER_FRAME, stored, plain_max, out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "clusters/main/packs/20260815T020003Z/00000001.rows";
+    const PLAIN: &[u8] = b"the rows of a page, or of two";
+
+    fn keyring() -> Keyring {
+        Keyring::generate([7; 16], 1, [9; 32]).unwrap()
+    }
+
+    fn sealed(coder: &mut Coder, keys: &ObjectKeys, frame: u64, plain: &[u8]) -> Vec<u8> {
+        let mut out = vec![0; stored_bytes_max(plain.len())];
+        let length = coder.seal(keys, frame, plain, &mut out).unwrap();
+        out.truncate(length);
+        out
+    }
+
+    fn opens(keys: &ObjectKeys, frame: u64, stored: &[u8]) -> bool {
+        let mut out = Vec::new();
+        let opened = Decoder::new()
+            .unwrap()
+            .open(keys, NAME, frame, &mut stored.to_vec(), 1 << 20, &mut out);
+        match opened {
+            Ok(()) => {
+                assert_eq!(out, PLAIN);
+                true
+            }
+            Err(error) => {
+                assert_eq!(error.code(), "object-damaged");
+                false
+            }
+        }
+    }
+
+    /// Two frames of one object under the same key and nonce would tell their difference to anybody.
+    #[test]
+    fn no_two_frames_are_sealed_under_one_key_and_nonce() {
+        let keyring = keyring();
+        let mut coder = Coder::new().unwrap();
+        let mut seen = std::collections::HashSet::new();
+        for kind in [Kind::RowsPack, Kind::MapPack] {
+            for method in [Method::RowKey, Method::MapKey] {
+                let (keys, _) = ObjectKeys::create(&keyring, kind, method, NAME).unwrap();
+                let (again, _) = ObjectKeys::create(&keyring, kind, method, NAME).unwrap();
+                for frame in [0, 1, 2, 255, 256, u64::from(u32::MAX) + 1, FOOTER_FRAME] {
+                    for keys in [&keys, &again] {
+                        let mut stored = sealed(&mut coder, keys, frame, PLAIN);
+                        stored.truncate(stored.len() - TAG_BYTES);
+                        assert!(seen.insert(stored), "{method:?} {frame}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_opens_at_its_own_place_only() {
+        let keyring = keyring();
+        let mut other_repository = keyring.clone();
+        other_repository.repository_id = [8; 16];
+        let (keys, header) = ObjectKeys::create(&keyring, Kind::RowsPack, Method::MapKey, NAME).unwrap();
+        let stored = sealed(&mut Coder::new().unwrap(), &keys, 3, PLAIN);
+        let header = Header::decode(&header, Kind::RowsPack, NAME).unwrap();
+        let of =
+            |keyring: &Keyring, header: &Header, name: &str| ObjectKeys::of(keyring, header, name).unwrap();
+        assert!(opens(&of(&keyring, &header, NAME), 3, &stored));
+        assert!(!opens(&of(&keyring, &header, NAME), 2, &stored));
+        assert!(!opens(
+            &of(
+                &keyring,
+                &header,
+                "clusters/main/packs/20260815T020003Z/00000002.rows"
+            ),
+            3,
+            &stored
+        ));
+        assert!(!opens(&of(&other_repository, &header, NAME), 3, &stored));
+        let mut changed = header.clone();
+        changed.kind = Kind::MapPack;
+        assert!(!opens(&of(&keyring, &changed, NAME), 3, &stored));
+        changed = header;
+        changed.salt[0] ^= 1;
+        assert!(!opens(&of(&keyring, &changed, NAME), 3, &stored));
+    }
+}

@@ -157,6 +157,18 @@ mod tests {
         };
         assert_eq!(keep(&kept, &[]).unwrap_err().code(), "aside-exists");
         assert!(from.is_dir());
+        // Nor when contents are moved one by one.
+        let to = from.join("pre_pitr_x");
+        std::fs::create_dir(&to).unwrap();
+        std::fs::write(to.join("PG_VERSION"), "kept").unwrap();
+        std::fs::write(from.join("PG_VERSION"), "new").unwrap();
+        let kept = KeptAside::Contents {
+            from: from.clone(),
+            to: to.clone(),
+        };
+        assert_eq!(keep(&kept, &[]).unwrap_err().code(), "aside-exists");
+        assert_eq!(std::fs::read_to_string(to.join("PG_VERSION")).unwrap(), "kept");
+        assert_eq!(std::fs::read_to_string(from.join("PG_VERSION")).unwrap(), "new");
     }
 
     #[test]

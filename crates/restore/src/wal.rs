@@ -157,7 +157,18 @@ fn segment(
             )));
         }
     }
+    all_answered(&name, copies)?;
     Ok(PlacedWal::Absent(Absent { copies: absent }))
+}
+
+/// Nothing was found in any copy; this makes sure that each was there to be looked at.
+fn all_answered(name: &str, copies: &[ClusterRepository]) -> Result<()> {
+    for copy in copies {
+        copy.repository()
+            .still_there()
+            .map_err(|error| unavailable(name, &copy.repository().store().url(), error))?;
+    }
+    Ok(())
 }
 
 pub(crate) enum Failure {
@@ -307,7 +318,10 @@ fn whole_file(
             }))
         }
         (None, Some((url, error))) => Err(unavailable(name, &url, error)),
-        (None, None) => Ok(PlacedWal::Absent(Absent { copies: absent })),
+        (None, None) => {
+            all_answered(name, copies)?;
+            Ok(PlacedWal::Absent(Absent { copies: absent }))
+        }
     }
 }
 

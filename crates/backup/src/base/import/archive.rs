@@ -300,16 +300,16 @@ fn number(field: &[u8]) -> Option<u64> {
             sum.checked_mul(256)?.checked_add(u64::from(*digit))
         });
     }
-    let digits = field
+    let mut digits = field
         .iter()
         .copied()
         .skip_while(|byte| *byte == b' ')
         .take_while(|byte| *byte != 0 && *byte != b' ');
     let mut count = 0;
-    let sum = digits.fold(Some(0_u64), |sum, digit| {
+    let sum = digits.try_fold(0_u64, |sum, digit| {
         count += 1;
         let digit = (digit as char).to_digit(8)?;
-        sum?.checked_mul(8)?.checked_add(u64::from(digit))
+        sum.checked_mul(8)?.checked_add(u64::from(digit))
     })?;
     (count > 0).then_some(sum)
 }

@@ -276,12 +276,8 @@ impl Import<'_> {
         };
         let judged = excuse::judge(&wal, bad_pages, bad_pages_count);
         let (excused_pages, damaged_pages) = judged.for_the_record();
-        let bytes_stored = repository
-            .repository()
-            .store()
-            .requests()
-            .since(&requests_before)
-            .bytes_written;
+        let requests = repository.repository().store().requests().since(&requests_before);
+        let bytes_stored = requests.bytes_written;
         let control = &base.control;
         let unsigned = |value: i32| u32::try_from(value).unwrap_or(0);
         let backup = Backup {
@@ -343,6 +339,7 @@ impl Import<'_> {
             damaged_pages,
             collations: Vec::new(),
             parent: plan.parent,
+            requests: Some(requests),
             tree,
         };
         run.publish(&backup, (options.clock)())?;
