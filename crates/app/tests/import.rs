@@ -38,7 +38,6 @@ impl Before {
             text + "\n[cluster.imported]\ncopies = [\"local\"]\n",
         )
         .expect("write");
-        // What init itself had archived is not this test's.
         Some(Before { world, archive })
     }
 
@@ -219,6 +218,20 @@ fn a_compressed_base_backup_and_an_archive_of_wal_are_restored_to_any_moment_wit
     assert_eq!(before.restored("latest"), late);
     assert_eq!(before.restored(&moment), early);
     before.world.run(&["verify", "imported"]).ok();
+    // A drill of it has nothing to compare with, and says so: it is sound, no more.
+    let drill = before.world.run(&[
+        "drill",
+        "run",
+        "--cluster",
+        "imported",
+        "--target",
+        &moment,
+        "--json",
+    ]);
+    let told = drill.json();
+    assert_eq!(told["verdict"], "PASSED WITH OBSERVATIONS", "{told:#}");
+    assert_eq!(drill.code, 0);
+    before.world.run(&["status", "imported"]);
 
     let again = before.import(&arguments).ok().json();
     assert_eq!(again["result"]["already_there"], id, "{again:#}");
