@@ -450,6 +450,11 @@ fn what_is_cut_changed_incomplete_foreign_or_hostile_is_refused_by_name() {
     give_to_account(&plain);
     before.import(&["--base", &base, "--wal", &archive]).ok();
     // Into a cluster whose server archives by itself, nothing is put ahead of it.
+    let first = before.archive.join("000000010000000000000001");
+    before
+        .world
+        .run(&["wal", "push", "--cluster", "main", &text(&first)])
+        .ok();
     let into_main = before
         .world
         .run(&["import", "main", "--base", &base, "--wal", &archive, "--json"]);
