@@ -78,6 +78,7 @@ pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
         format!("cannot read \"{}\"", path.display()),
         error,
     )
+    .hint("It must be readable for the account that the repository belongs to; root works as that account.")
 }
 
 /// An error of a stream: a packed file that is cut or damaged looks like any other.
