@@ -38,7 +38,6 @@ impl Before {
             text + "\n[cluster.imported]\ncopies = [\"local\"]\n",
         )
         .expect("write");
-        // What init itself had archived is not this test's.
         Some(Before { world, archive })
     }
 
@@ -219,6 +218,20 @@ fn a_compressed_base_backup_and_an_archive_of_wal_are_restored_to_any_moment_wit
     assert_eq!(before.restored("latest"), late);
     assert_eq!(before.restored(&moment), early);
     before.world.run(&["verify", "imported"]).ok();
+    // A drill of it has nothing to compare with, and says so: it is sound, no more.
+    let drill = before.world.run(&[
+        "drill",
+        "run",
+        "--cluster",
+        "imported",
+        "--target",
+        &moment,
+        "--json",
+    ]);
+    let told = drill.json();
+    assert_eq!(told["verdict"], "PASSED WITH OBSERVATIONS", "{told:#}");
+    assert_eq!(drill.code, 0);
+    before.world.run(&["status", "imported"]);
 
     let again = before.import(&arguments).ok().json();
     assert_eq!(again["result"]["already_there"], id, "{again:#}");
@@ -437,6 +450,11 @@ fn what_is_cut_changed_incomplete_foreign_or_hostile_is_refused_by_name() {
     give_to_account(&plain);
     before.import(&["--base", &base, "--wal", &archive]).ok();
     // Into a cluster whose server archives by itself, nothing is put ahead of it.
+    let first = before.archive.join("000000010000000000000001");
+    before
+        .world
+        .run(&["wal", "push", "--cluster", "main", &text(&first)])
+        .ok();
     let into_main = before
         .world
         .run(&["import", "main", "--base", &base, "--wal", &archive, "--json"]);
@@ -445,4 +463,47 @@ fn what_is_cut_changed_incomplete_foreign_or_hostile_is_refused_by_name() {
         "{}",
         into_main.stderr
     );
+}
+
+#[test]
+fn the_wal_of_later_days_follows_an_import_and_a_damaged_page_is_told() {
+    let test = "the_wal_of_later_days_follows_an_import_and_a_damaged_page_is_told";
+    let Some(before) = Before::start(test) else { return };
+    before.more("rows");
+    before.refused("import-base-missing", &["--wal", &text(&before.archive)]);
+    // The WAL stands in the archive of the base itself.
+    let tars = before.base_backup("tars", &["-Ft", "-X", "fetch"]);
+    let first = before.import(&["--base", &text(&tars)]).ok().json();
+    assert_eq!(first["plan"]["wal"]["segments"], 1, "{first:#}");
+    before.more("later");
+    let rows = before.rows();
+    before.archive_all();
+    // Each segment packed by itself, as many archive_commands do.
+    done(Command::new("gzip").args(["-r", &text(&before.archive)]));
+    let second = before.import(&["--wal", &text(&before.archive)]).ok().json();
+    assert_eq!(second["result"]["wal_already_there"], 1, "{second:#}");
+    assert_eq!(before.restored("latest"), rows);
+    before.world.run(&["verify", "imported"]).ok();
+
+    // Without a manifest nothing but its checksum tells a changed page: it is imported, and told.
+    let plain = before.base_backup("plain", &["-Fp", "-X", "fetch", "--no-manifest"]);
+    let file = before
+        .world
+        .session()
+        .one("SELECT pg_relation_filepath('public.rows')")
+        .expect("path");
+    let path = plain.join(file[0].as_deref().expect("a path"));
+    let mut bytes = std::fs::read(&path).expect("read");
+    bytes[8192 + 5000] ^= 1;
+    support::overwrite(&path, &bytes);
+    give_to_account(&plain);
+    let told = before.import(&["--base", &text(&plain)]);
+    assert_eq!(told.code, 3, "{}", told.stderr);
+    let told = told.json();
+    assert_eq!(
+        told["plan"]["base"]["stop_from"],
+        "the end-of-backup record in the WAL"
+    );
+    assert_eq!(told["result"]["findings"][0]["code"], "page-damaged", "{told:#}");
+    assert!(told["result"]["backup"]["parent"].is_string(), "{told:#}");
 }

@@ -133,7 +133,8 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         next_due: next_due(context.now()),
         host: Some(super::wal::host_name()),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        rpo: Some(&measure),
+        // Nothing is lost with a server that does not exist.
+        rpo: (cluster.connection != NO_SERVER).then_some(&measure as _),
         clock: &clock,
         documents: &documents,
         report_directory: Some(reports),

@@ -300,18 +300,17 @@ fn number(field: &[u8]) -> Option<u64> {
             sum.checked_mul(256)?.checked_add(u64::from(*digit))
         });
     }
-    let mut digits = field
+    let digits = field
         .iter()
         .copied()
         .skip_while(|byte| *byte == b' ')
         .take_while(|byte| *byte != 0 && *byte != b' ');
-    let mut count = 0;
-    let sum = digits.try_fold(0_u64, |sum, digit| {
-        count += 1;
+    let mut digits = digits.peekable();
+    digits.peek()?;
+    digits.try_fold(0_u64, |sum, digit| {
         let digit = (digit as char).to_digit(8)?;
         sum.checked_mul(8)?.checked_add(u64::from(digit))
-    })?;
-    (count > 0).then_some(sum)
+    })
 }
 
 /// Whether these first bytes begin a tar archive. Old archives without a magic number are not taken for one.

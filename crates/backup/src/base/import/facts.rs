@@ -18,7 +18,9 @@ use super::archive::{Kind, Member};
 use super::open::{broken, fill, plain_name, unpacked};
 
 /// `pg_control`, `backup_label`, `tablespace_map`, history files.
-const SMALL_BYTES_MAX: u64 = 16 << 20;
+pub(super) const SMALL_BYTES_MAX: u64 = 1 << 20;
+/// So many of them are kept; an archive with more is nobody's backup.
+const TELLING_MAX: usize = 64;
 /// The largest segment of WAL.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Names for which every size of segment allows the name.
@@ -130,7 +132,7 @@ impl BaseFacts {
             self.manifests.insert(member.path.clone(), facts);
             return Ok(crc);
         }
-        if telling.is_some() && size <= SMALL_BYTES_MAX {
+        if telling.is_some() && size <= SMALL_BYTES_MAX && self.telling.len() < TELLING_MAX {
             let content = whole(source, content, size)?;
             let crc = crc32c::crc32c(&content);
             self.telling.insert(member.path.clone(), content);
@@ -218,7 +220,7 @@ pub(super) struct SegmentFacts {
 #[derive(Debug, Default)]
 pub(super) struct WalFacts {
     pub(super) segments: BTreeMap<(TimelineId, u64), SegmentFacts>,
-    /// History, backup history and partial files, by name.
+    /// History, backup history and partial files, by name, as [`kept`].
     pub(super) others: BTreeMap<String, Vec<u8>>,
     pub(super) ignored: u64,
     pub(super) ignored_names: Vec<String>,
@@ -249,6 +251,12 @@ impl WalFacts {
         let bytes = wal_bytes(&shown, stated, content)?;
         match kind {
             WalFile::Segment { .. } => self.segment(&shown, name, &bytes, origin),
+            WalFile::History { .. } | WalFile::BackupHistory { .. }
+                if bytes.len() as u64 > SMALL_BYTES_MAX =>
+            {
+                self.ignore(&shown);
+                Ok(())
+            }
             // pg_receivewal does not fill up a packed one: recovery could not use it.
             WalFile::Partial { .. }
                 if SegmentHeader::parse(&bytes)
@@ -259,7 +267,7 @@ impl WalFacts {
                 Ok(())
             }
             WalFile::Partial { .. } | WalFile::History { .. } | WalFile::BackupHistory { .. } => {
-                match self.others.insert(name.to_owned(), bytes) {
+                match self.others.insert(name.to_owned(), kept(&kind, bytes)) {
                     Some(before) if Some(&before) != self.others.get(name) => Err(two_contents(name, source)),
                     _ => Ok(()),
                 }
@@ -358,6 +366,18 @@ impl WalFacts {
                 &format!("{}\" and \"{}", before.source, facts.source),
             )),
         }
+    }
+}
+
+/// What is remembered of a file beside the segments: the few lines of a history, of a partial segment what tells it apart.
+pub(super) fn kept(kind: &WalFile, bytes: Vec<u8>) -> Vec<u8> {
+    match kind {
+        WalFile::Partial { .. } => {
+            let mut mark = crc32c::crc32c(&bytes).to_le_bytes().to_vec();
+            mark.extend((bytes.len() as u64).to_le_bytes());
+            mark
+        }
+        _ => bytes,
     }
 }
 

@@ -45,11 +45,64 @@ pub(super) fn unpacked<'a>(mut source: impl Read + Send + 'a) -> io::Result<Box<
             whole,
         ))),
         Packing::Zstd => Box::new(zstd::stream::read::Decoder::new(whole)?),
-        Packing::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(BufReader::with_capacity(
-            64 << 10,
-            whole,
-        ))),
+        Packing::Lz4 => Box::new(WholeLz4(lz4_flex::frame::FrameDecoder::new(Tail {
+            source: BufReader::with_capacity(64 << 10, whole),
+            seen: 0,
+            checksum: false,
+            last: [1; 8],
+        }))),
     })
+}
+
+/// LZ4's decoder takes a file that ends between two blocks for whole; a frame ends with a block of length 0. Content that
+/// ends in zeros may stand in for it: then the archive's own end mark, or the segment's size, tells.
+struct WholeLz4<R: Read>(lz4_flex::frame::FrameDecoder<Tail<R>>);
+
+/// What was read last, and whether the frame's header promises a checksum of the content behind the end mark.
+struct Tail<R> {
+    source: R,
+    seen: u64,
+    checksum: bool,
+    last: [u8; 8],
+}
+
+impl<R: Read> Read for Tail<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        for byte in buffer.get(..count).unwrap_or_default() {
+            // The fifth byte, FLG: bit 2.
+            if self.seen == 4 {
+                self.checksum = byte & 4 != 0;
+            }
+            self.seen += 1;
+        }
+        let kept = count.min(self.last.len());
+        self.last.rotate_left(kept);
+        let new = buffer.get(count - kept..count).unwrap_or_default();
+        let from = self.last.len() - kept;
+        if let Some(end) = self.last.get_mut(from..) {
+            end.copy_from_slice(new);
+        }
+        Ok(count)
+    }
+}
+
+impl<R: Read> Read for WholeLz4<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        if count == 0 && !buffer.is_empty() {
+            let tail = self.0.get_ref();
+            let end = if tail.checksum {
+                tail.last.get(..4)
+            } else {
+                tail.last.get(4..)
+            };
+            if end != Some(&[0; 4]) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(count)
+    }
 }
 
 /// Opens a file for reading. Errors: `import-read`, `import-archive-damaged`.
@@ -78,6 +131,7 @@ pub(super) fn unreadable(path: &Path, error: &io::Error) -> Error {
         format!("cannot read \"{}\"", path.display()),
         error,
     )
+    .hint("It must be readable for the account that the repository belongs to; root works as that account.")
 }
 
 /// An error of a stream: a packed file that is cut or damaged looks like any other.
@@ -124,9 +178,10 @@ mod tests {
 
     #[test]
     fn each_packing_is_recognised_by_its_bytes_and_a_cut_one_is_an_error() {
-        let plain: Vec<u8> = (0..300_000_u32)
+        let mut plain: Vec<u8> = (0..300_000_u32)
             .flat_map(|n| (n ^ n >> 5).to_le_bytes())
             .collect();
+        plain.extend([7; 8]);
         assert_eq!(read(&plain).unwrap(), plain);
         assert_eq!(read(b"ab").unwrap(), b"ab");
         for packed in [

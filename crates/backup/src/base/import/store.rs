@@ -27,7 +27,7 @@ use super::super::{
     BackupResult, PROGRESS_EVERY, Progress, ProgressState, RENEW_EVERY, Stage, record, shown,
 };
 use super::archive::{Kind, Member};
-use super::facts::{Origin, WalFacts, wal_bytes, wal_name};
+use super::facts::{Origin, WalFacts, kept, wal_bytes, wal_name};
 use super::open::{broken, fill};
 use super::plan::{BasePlan, ImportPlan, is_wanted};
 use super::survey::{Resolved, Survey, is_tablespace, stored_as_is};
@@ -166,8 +166,10 @@ impl Import<'_> {
         }
         let bytes = wal_bytes(&shown, stated, content)?;
         match wal.others.get(name) {
-            Some(surveyed) if *surveyed == bytes => self.push(name, bytes),
-            _ => Err(changed(&shown)),
+            Some(surveyed) if *surveyed == kept(&file, bytes.clone()) => self.push(name, bytes),
+            Some(_) => Err(changed(&shown)),
+            // The survey passed it over.
+            None => Ok(()),
         }
     }
 
