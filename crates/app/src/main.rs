@@ -13,6 +13,8 @@ mod context;
 mod copies;
 mod demo;
 mod exit;
+#[cfg(test)]
+mod fuzzed;
 mod lease;
 mod output;
 mod programs;

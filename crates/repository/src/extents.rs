@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::{damaged, newer_format};
 use crate::identity::BlockDigest;
+use crate::map::FRAME_BLOCKS;
 use crate::path::RelativePath;
 
 const EXTENTS_VERSION: u8 = 1;
@@ -75,14 +76,19 @@ impl ExtentList {
     }
 }
 
-/// Reads a footer's body.
+/// Reads a footer's body. No extent leaves its frame.
 pub(crate) fn decode(body: &[u8], object: &str) -> Result<Vec<Extent>> {
-    match body.split_first() {
+    let extents: Vec<Extent> = match body.split_first() {
         Some((&EXTENTS_VERSION, body)) => postcard::from_bytes(body)
-            .map_err(|error| damaged(object, &format!("its list of blocks says nothing: {error}"))),
-        Some((version, _)) => Err(newer_format(object, u32::from(*version))),
-        None => Err(damaged(object, "its list of blocks is empty")),
+            .map_err(|error| damaged(object, &format!("its list of blocks says nothing: {error}")))?,
+        Some((version, _)) => return Err(newer_format(object, u32::from(*version))),
+        None => return Err(damaged(object, "its list of blocks is empty")),
+    };
+    let leaves_its_frame = |extent: &Extent| usize::from(extent.slot) + extent.blocks.len() > FRAME_BLOCKS;
+    if extents.iter().any(leaves_its_frame) {
+        return Err(damaged(object, "its list of blocks leaves a frame"));
     }
+    Ok(extents)
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ mod orphans;
 mod path;
 mod pins;
 mod read;
+#[doc(hidden)]
+pub mod readers;
 mod repository;
 mod run;
 mod seal;

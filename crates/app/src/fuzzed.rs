@@ -1,0 +1,46 @@
+//! What people write, changed at random: the configuration file, times and targets. The corpus lies in `fuzz/corpus`.
+
+use std::hint::black_box;
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use crate::config::Configuration;
+use crate::{targets, times};
+
+const ITERATIONS: u64 = 1000;
+const ITERATIONS_LONG: u64 = 200_000;
+const TARGETS: [fuzz::Target; 2] = [("configuration", configuration), ("time", time)];
+
+fn configuration(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    black_box(Configuration::parse(Path::new("/etc/pgproof.toml"), &text)).ok();
+}
+
+fn time(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for now in [
+        Timestamp::constant(1_786_759_203, 0),
+        Timestamp::MIN,
+        Timestamp::MAX,
+    ] {
+        black_box(times::parse(&text, now)).ok();
+        black_box(targets::parse(&text, now)).ok();
+    }
+    black_box(targets::timeline(&text)).ok();
+}
+
+#[test]
+fn nothing_that_people_write_harms_the_program() {
+    for target in TARGETS {
+        fuzz::check(target, ITERATIONS);
+    }
+}
+
+#[test]
+#[ignore = "minutes; ./test --long runs it"]
+fn nothing_that_people_write_harms_the_program_for_long() {
+    for target in TARGETS {
+        fuzz::check(target, ITERATIONS_LONG);
+    }
+}

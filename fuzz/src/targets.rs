@@ -1,0 +1,275 @@
+//! What is fuzzed: the name of the corpus, and what is done with the bytes.
+//!
+//! A target makes of its bytes what the reader expects around them (a whole segment, a right CRC), so that the fuzzer's
+//! changes get past the first check; and it asserts what must hold for whatever was read.
+
+use std::hint::black_box;
+
+use postgres::{
+    BackupLabel, Catalog, ControlFile, Lsn, PageHeader, RelationFile, SegmentHeader, SegmentIndex,
+    SegmentIndexer, SystemIdentifier, TimelineHistory, TimelineId, WalFile, WindowOfWal, tablespace_map,
+    tail_bytes, verify_page,
+};
+
+use crate::Target;
+
+/// Those of PostgreSQL's formats and of the server's surroundings; those of the repository are
+/// [`repository::readers::READERS`].
+const OWN: [Target; 14] = [
+    ("wal-segment", wal_segment),
+    ("wal-records", wal_records),
+    ("wal-seam", wal_seam),
+    ("segment-index", segment_index),
+    ("control-file", control_file),
+    ("timeline-history", timeline_history),
+    ("backup-label", backup_label),
+    ("tablespace-map", map_of_tablespaces),
+    ("page", page),
+    ("file-names", file_names),
+    ("catalog", catalog),
+    ("conninfo", conninfo),
+    ("postmaster-pid", postmaster_pid),
+    ("lsn", lsn),
+];
+
+/// All targets of this crate. The binary's own (configuration, times) are in its tests, which use the same corpus.
+pub fn all() -> Vec<Target> {
+    OWN.into_iter().chain(repository::readers::READERS).collect()
+}
+
+const SEGMENT: usize = 1 << 20;
+
+/// As many bytes as its header says, if that is not too many.
+fn whole(bytes: &[u8]) -> Vec<u8> {
+    let mut segment = bytes.to_vec();
+    segment.resize(SEGMENT, 0);
+    segment
+}
+
+fn index(segment: &[u8], tail: Option<&[u8]>) {
+    let Ok(header) = SegmentHeader::parse(segment) else {
+        return;
+    };
+    let name = WalFile::Segment {
+        timeline: header.timeline,
+        number: header.number(),
+    };
+    let Ok(index) = SegmentIndexer::index(segment, &name, tail) else {
+        return;
+    };
+    let stored = index.encode();
+    assert_eq!(
+        SegmentIndex::decode(&stored).ok().as_ref(),
+        Some(&index),
+        "the stored form is the index"
+    );
+    if let Some(tail) = tail_bytes(segment, &index) {
+        let next = WalFile::Segment {
+            timeline: header.timeline,
+            number: header.number().wrapping_add(1),
+        };
+        black_box(SegmentIndexer::index(segment, &next, Some(tail))).ok();
+    }
+    let mut window = WindowOfWal::new(header.page_address, Lsn(u64::MAX));
+    black_box(window.add_segment(segment, header.timeline)).ok();
+}
+
+fn wal_segment(bytes: &[u8]) {
+    index(&whole(bytes), None);
+}
+
+/// With every record's CRC and link made right, so that what they say is read.
+fn wal_records(bytes: &[u8]) {
+    let mut segment = whole(bytes);
+    seal(&mut segment);
+    index(&segment, None);
+}
+
+/// The first two bytes say how much of the rest is the tail of the segment before.
+fn wal_seam(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let (tail, segment) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
+    index(&whole(segment), Some(tail));
+}
+
+/// The offset `by` bytes of WAL behind `at`, page headers left out.
+fn advance(at: usize, by: usize) -> usize {
+    let (mut at, mut left) = (at, by);
+    loop {
+        let room = 8192 - at % 8192;
+        if left < room {
+            return at + left;
+        }
+        left -= room;
+        at += room + 24;
+    }
+}
+
+fn copy(segment: &[u8], at: usize, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    let mut at = at;
+    while bytes.len() < length {
+        let room = (8192 - at % 8192).min(length - bytes.len());
+        bytes.extend_from_slice(segment.get(at..at + room)?);
+        at = advance(at, room);
+    }
+    Some(bytes)
+}
+
+fn write(segment: &mut [u8], at: usize, bytes: &[u8]) -> Option<()> {
+    let mut at = at;
+    for byte in bytes {
+        *segment.get_mut(at)? = *byte;
+        at = advance(at, 1);
+    }
+    Some(())
+}
+
+/// Walks the records by their lengths, as far as these make sense, and makes links and CRCs right.
+fn seal(segment: &mut [u8]) -> Option<()> {
+    let start = SegmentHeader::parse(segment).ok()?.page_address.0;
+    let remaining = u32::from_le_bytes(*segment.get(16..20)?.first_chunk()?);
+    let mut at = advance(40, usize::try_from(remaining).ok()?.min(SEGMENT));
+    let mut previous: Option<u64> = None;
+    loop {
+        at = at.next_multiple_of(8);
+        if at.is_multiple_of(8192) {
+            at += 24;
+        }
+        let length = u32::from_le_bytes(*segment.get(at..at + 4)?.first_chunk()?) as usize;
+        if !(24..=SEGMENT).contains(&length) {
+            return None;
+        }
+        if let Some(previous) = previous {
+            write(segment, advance(at, 8), &previous.to_le_bytes())?;
+        }
+        previous = Some(start.wrapping_add(at as u64));
+        let record = copy(segment, at, length)?;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(record.get(24..)?), record.get(..20)?);
+        write(segment, advance(at, 20), &crc.to_le_bytes())?;
+        let end = advance(at, length - 1) + 1;
+        // What continues on a page says how much of it is left.
+        let mut page = (at / 8192 + 1) * 8192;
+        let mut left = length.checked_sub(8192 - at % 8192);
+        while let Some(rest) = left.filter(|rest| *rest > 0 && page < end) {
+            segment
+                .get_mut(page + 16..page + 20)?
+                .copy_from_slice(&(rest as u32).to_le_bytes());
+            left = rest.checked_sub(8192 - 24);
+            page += 8192;
+        }
+        at = end;
+    }
+}
+
+fn segment_index(bytes: &[u8]) {
+    let Ok(index) = SegmentIndex::decode(bytes) else {
+        return;
+    };
+    black_box((index.start(), index.segment_end(), index.follows(&index)));
+    for relation in &index.changed {
+        black_box(index.changes_of(&relation.locator, relation.fork));
+        black_box(relation.block(1));
+    }
+    let again = index.encode();
+    assert_eq!(
+        SegmentIndex::decode(&again).ok().as_ref(),
+        Some(&index),
+        "what was read is written in the same way"
+    );
+}
+
+fn control_file(bytes: &[u8]) {
+    black_box(ControlFile::parse(bytes)).ok();
+    // Where the CRC stands in 13 to 17, and in 18.
+    for end in [288, 292] {
+        let mut content = bytes.to_vec();
+        content.resize(8192, 0);
+        let crc = crc32c::crc32c(&content[..end]);
+        content[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+        black_box(ControlFile::parse(&content)).ok();
+    }
+}
+
+fn timeline_history(bytes: &[u8]) {
+    for timeline in [1, 2, 3, u32::MAX] {
+        if let Ok(history) = TimelineHistory::parse(TimelineId(timeline), bytes) {
+            black_box(history.contains(TimelineId(1), Lsn(1)));
+        }
+    }
+}
+
+fn backup_label(bytes: &[u8]) {
+    black_box(BackupLabel::parse(bytes)).ok();
+}
+
+fn map_of_tablespaces(bytes: &[u8]) {
+    let Ok(entries) = tablespace_map::parse(bytes) else {
+        return;
+    };
+    let entries: Vec<_> = entries
+        .iter()
+        .map(|(oid, path)| (*oid, path.as_slice()))
+        .collect();
+    let again = tablespace_map::parse(tablespace_map::format(&entries)).unwrap_or_default();
+    let again: Vec<_> = again.iter().map(|(oid, path)| (*oid, path.as_slice())).collect();
+    assert_eq!(again, entries);
+}
+
+fn page(bytes: &[u8]) {
+    let mut page = bytes.to_vec();
+    page.resize(8192, 0);
+    black_box((PageHeader::parse(&page), PageHeader::parse(bytes)));
+    black_box((verify_page(&page, 7, true), verify_page(&page, u32::MAX, false)));
+}
+
+fn file_names(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for size in [1 << 20, 16 << 20, 1 << 30, 0, u32::MAX] {
+        if let Some(file) = WalFile::parse(&text, size) {
+            assert_eq!(file.name(size), text);
+            black_box((file.timeline(), file.number(), file.start(size)));
+        }
+    }
+    black_box(RelationFile::parse(bytes));
+}
+
+fn catalog(bytes: &[u8]) {
+    let Ok(catalog) = serde_json::from_slice::<Catalog>(bytes) else {
+        return;
+    };
+    for name in ["orders", "public.orders", "db.public.orders", "a.b.c.d", ""] {
+        black_box(catalog.find_table(name));
+    }
+    let finder = catalog.finder();
+    for database in &catalog.databases {
+        for relation in &database.relations {
+            if let Some(locator) = relation.locator(database) {
+                black_box((finder.relation_of(&locator), relation.is_table()));
+            }
+        }
+    }
+}
+
+fn conninfo(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(conninfo) = cluster::conninfo::Conninfo::parse(&text) {
+        black_box((conninfo.redacted(), conninfo.get("host")));
+    }
+}
+
+fn postmaster_pid(bytes: &[u8]) {
+    black_box(cluster::postmaster::PostmasterPid::parse(
+        &String::from_utf8_lossy(bytes),
+    ));
+}
+
+fn lsn(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(lsn) = text.parse::<Lsn>() {
+        assert_eq!(lsn.to_string().parse::<Lsn>().ok(), Some(lsn));
+    }
+    black_box(text.parse::<SystemIdentifier>()).ok();
+}
