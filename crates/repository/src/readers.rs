@@ -49,8 +49,30 @@ pub const READERS: [Reader; 11] = [
     ("object-names", names),
 ];
 
+/// As it is, and with CRCs made right: these keep out accidents, and nobody who means it.
 fn header_and_trailer(bytes: &[u8]) {
     black_box(container::decode_outside(bytes, NAME)).ok();
+    let mut object = bytes.to_vec();
+    let length = object.len();
+    let Some((footer, trailer)) = object
+        .get_mut(128..)
+        .and_then(|rest| rest.split_at_mut_checked(length.saturating_sub(160)))
+    else {
+        return;
+    };
+    let footer_length = u32::try_from(footer.len()).unwrap_or(0).min(100);
+    let kept = footer.len() - footer_length as usize;
+    let crc = crc32c::crc32c(footer.get(kept..).unwrap_or_default());
+    for (place, value) in [(0, 128 + kept as u32), (4, 0), (8, footer_length), (16, crc)] {
+        if let Some(bytes) = trailer.get_mut(place..place + 4) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    let crc = crc32c::crc32c(object.get(..124).unwrap_or_default());
+    if let Some(bytes) = object.get_mut(124..128) {
+        bytes.copy_from_slice(&crc.to_le_bytes());
+    }
+    black_box(container::decode_outside(&object, NAME)).ok();
 }
 
 fn footer(bytes: &[u8]) {
@@ -152,25 +174,50 @@ fn statements(bytes: &[u8]) {
     black_box(json::<ChainLink>(bytes));
 }
 
+/// A JSON object with its checksum made right.
+fn checked(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut members: serde_json::Map<String, serde_json::Value> = json(bytes)?;
+    members.remove("crc32c");
+    let encoded = crate::checked_json::encode(NAME, &members).ok()?;
+    let again: serde_json::Map<String, serde_json::Value> =
+        crate::checked_json::decode(NAME, &encoded).ok()?;
+    assert_eq!(again, members, "what was written with its checksum is read");
+    Some(encoded)
+}
+
 fn repository_json(bytes: &[u8]) {
     black_box(RepositoryHeader::decode(bytes)).ok();
+    if let Some(bytes) = checked(bytes) {
+        black_box(RepositoryHeader::decode(&bytes)).ok();
+    }
 }
 
 fn sealed_keyring(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
     // Not with a passphrase: Argon2id is slow on purpose.
     let Ok(key) = RecipientKey::from_key_file_text(KEY_FILE) else {
         return;
     };
-    if let Ok(id) = keys::repository_of(KEYRING, text.as_bytes()) {
-        black_box(keys::open_keyring(KEYRING, text.as_bytes(), &id, &key)).ok();
+    let Some(name) = keys::candidate(1, &key) else {
+        return;
+    };
+    black_box(keys::repository_of(&name, bytes)).ok();
+    // Addressed to this key, under the name that belongs to it, with its checksum.
+    let Some(mut members) = json::<serde_json::Map<String, serde_json::Value>>(bytes) else {
+        return;
+    };
+    let recipient = name.rsplit('/').next().unwrap_or_default();
+    members.insert("recipient".into(), recipient.into());
+    let bytes = serde_json::to_vec(&members).unwrap_or_default();
+    if let Some(bytes) = checked(&bytes)
+        && let Ok(id) = keys::repository_of(&name, &bytes)
+    {
+        black_box(keys::open_keyring(&name, &bytes, &id, &key)).ok();
     }
 }
 
 /// Of a repository that nobody has.
 const KEY_FILE: &str =
-    "pgproof-key-1 0101010101010101010101010101010101010101010101010101010101010101 a8b5fdd3";
-const KEYRING: &str = "keys/00000001/0000000000000000";
+    "pgproof-key-1 0101010101010101010101010101010101010101010101010101010101010101 95dbfb2f";
 
 fn key_file(bytes: &[u8]) {
     if let Ok(key) = RecipientKey::from_key_file_text(&String::from_utf8_lossy(bytes)) {
