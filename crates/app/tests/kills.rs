@@ -181,8 +181,13 @@ fn verify_is_clean(world: &World) {
     assert_eq!(verified["findings"], serde_json::json!([]), "{verified}");
 }
 
-/// PostgreSQL's own archiving stands still, so that the test alone pushes.
+/// PostgreSQL's own archiving stands still, so that the test alone pushes, and nothing is pushed or fetched ahead: each
+/// command does its own work.
 fn hold_archiving(world: &World) {
+    let path = world.scratch().join("pgproof.toml");
+    let mut text = std::fs::read_to_string(&path).expect("the configuration");
+    text.push_str("\n[cluster.main.archive]\npush_ahead = 0\nprefetch = \"0 MB\"\n");
+    std::fs::write(&path, text).expect("the configuration");
     let mut session = world.session();
     session
         .execute("alter system set archive_command = ''")
