@@ -759,9 +759,10 @@ fn what_was_fetched_ahead_makes_room_when_the_disk_of_pg_wal_is_full() {
     let filler = directory.join("pg_wal/filler");
     let mut filler = std::fs::File::create(filler).expect("filler");
     while std::io::Write::write_all(&mut filler, &[1; 65536]).is_ok() {}
-    for name in &names[8..12] {
+    for (place, name) in names[8..12].iter().enumerate() {
         let ended = get(&world, &directory, name).ok();
-        assert!(!was_prefetched(&ended), "{}", ended.stdout);
+        // Where recovery was done with one, the helper may have found room for the next.
+        assert!(place > 0 || !was_prefetched(&ended), "{}", ended.stdout);
         let placed = std::fs::read(directory.join("pg_wal/RECOVERYXLOG")).expect("placed");
         let original = world.production.data_directory().join("pg_wal").join(name);
         assert!(placed == std::fs::read(original).expect("original"), "{name}");
