@@ -203,6 +203,9 @@ pub struct Backup {
     /// Store every page again, whatever the repository already holds
     #[arg(long)]
     pub full: bool,
+    /// Read and verify every page, also those that the WAL says have not changed (every 32nd backup at the latest does)
+    #[arg(long)]
+    pub read_all: bool,
     /// The label that PostgreSQL keeps in backup_label
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,

@@ -72,6 +72,7 @@ fn measure_backup(conninfo: &str, url: &str, key: &str, threads: &str, full: boo
         label: "measured".into(),
         fast_checkpoint: true,
         archive_timeout: Duration::from_secs(60),
+        audit_one_in: backup::base::AUDIT_ONE_IN,
         clock: &Timestamp::now,
         progress: &stages,
     };

@@ -1,11 +1,13 @@
 //! Base backup of a running server whose data directory is at hand.
 //!
-//! [`plan`] gathers the facts and decides everything; [`run`] does it: start the backup, read every file, verify,
-//! digest and compare each page with the parent's map, store what changed, `pg_control` last, stop the backup, wait for
-//! its WAL, publish the record.
+//! [`plan`] gathers the facts and decides everything; [`run`] does it: start the backup, learn from the WAL since the
+//! parent which pages may have changed, read these and every file that is no relation, verify, digest and compare each page
+//! with the parent's map, store what changed, `pg_control` last, stop the backup, wait for its WAL, publish the record.
 //!
-//! Invariants: a page is taken from the parent (or from an interrupted run) only when its 128-bit keyed digest at the
-//! same path and block is equal; no page with a bad checksum passes unnamed; the record is written last.
+//! Invariants: a page that was read is taken from the parent (or from an interrupted run) only when its 128-bit keyed
+//! digest at the same path and block is equal; one that was not read, only when unbroken WAL since the parent's start does not
+//! name it, and if one of those that the audit reads gives the lie to this, everything is read; no page that was read passes
+//! unnamed with a bad checksum; the record is written last.
 
 mod dispatch;
 mod excuse;
@@ -17,7 +19,9 @@ mod read;
 mod record;
 mod sent;
 mod stream;
+mod unread;
 mod wait;
+mod wal_map;
 mod wal_stream;
 mod worker;
 
@@ -38,10 +42,13 @@ use serde::Serialize;
 
 use dispatch::{Dispatcher, Item, Source};
 use excuse::BackupWal;
+use unread::{MAP_MISSED, Unread};
 use wait::Needed;
 use worker::{BadPage, Shared, store_bytes};
 
-pub use plan::{Connection, Method, Plan, PlanOptions, ProtocolOptions, RetiringPack, WalSource, plan};
+pub use plan::{
+    Connection, Method, Plan, PlanOptions, ProtocolOptions, Reading, RetiringPack, WalSource, plan,
+};
 
 pub use wal_stream::streaming_writer;
 
@@ -55,11 +62,17 @@ pub struct BaseBackupOptions<'a> {
     pub fast_checkpoint: bool,
     /// How long to wait for the WAL of the backup to be archived into this copy before giving up.
     pub archive_timeout: Duration,
+    /// One leaf (8 MiB of a relation) of so many is read although the WAL says that it need not be, another one each time;
+    /// [`AUDIT_ONE_IN`] unless there is a reason.
+    pub audit_one_in: u32,
     /// The wall clock.
     pub clock: &'a (dyn Fn() -> jiff::Timestamp + Sync),
     /// Told a few times a second.
     pub progress: &'a dyn Progress,
 }
+
+/// Every page is read again at least once in so many backups.
+pub const AUDIT_ONE_IN: u32 = 32;
 
 /// Who wants to hear how far a backup is. Called from one thread at a time, a few times a second.
 pub trait Progress: Sync {
@@ -128,7 +141,7 @@ pub struct DamagedPage {
 /// What a backup met that a person has to know; with any finding the command ends with exit code 3.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Stable: `page-damaged`, `page-could-not-look`.
+    /// Stable: `page-damaged`, `page-could-not-look`, `wal-map-missed-page`.
     pub code: &'static str,
     pub message: String,
     pub detail: String,
@@ -139,6 +152,8 @@ pub struct Finding {
 #[derive(Debug, Clone)]
 pub struct BackupResult {
     pub backup: Backup,
+    /// What was read, and why everything if that was not planned.
+    pub reading: Reading,
     /// Bytes read from the data directory.
     pub bytes_read: u64,
     /// Bytes added to the repository (packs, maps, record).
@@ -177,13 +192,43 @@ pub fn run(
     if plan.method == Method::Protocol {
         return stream::run(plan, conninfo, repository, options);
     }
-    let started_at = (options.clock)();
-    let requests_before = repository.repository().store().requests();
     let mut monitor = Session::connect(conninfo)?;
     refuse_second_backup(&mut monitor)?;
-    let server = cluster::gather(&mut monitor)?;
+    match attempt(plan, conninfo, repository, options, &mut monitor, None) {
+        Err(missed) if missed.code() == MAP_MISSED => {
+            // What that attempt stored is an interrupted run's, and is used again.
+            let why = format!("{}; so nothing is taken on the word of the WAL", missed.message());
+            let mut result = attempt(plan, conninfo, repository, options, &mut monitor, Some(why))?;
+            result.findings.push(Finding {
+                code: MAP_MISSED,
+                message: missed.message().to_owned(),
+                detail: format!(
+                    "{} Everything was read instead; this backup holds what is there now.",
+                    missed.detail_text().unwrap_or_default()
+                ),
+                hint: missed.hint_text().unwrap_or_default().to_owned(),
+            });
+            Ok(result)
+        }
+        result => result,
+    }
+}
+
+/// One backup from its start to its record. `read_everything_because`: no map of the WAL is used.
+/// Errors: as for [`run`], and [`MAP_MISSED`].
+fn attempt(
+    plan: &Plan,
+    conninfo: &str,
+    repository: &ClusterRepository,
+    options: &BaseBackupOptions<'_>,
+    monitor: &mut Session,
+    read_everything_because: Option<String>,
+) -> Result<BackupResult> {
+    let started_at = (options.clock)();
+    let requests_before = repository.repository().store().requests();
+    let server = cluster::gather(monitor)?;
     refuse_other_server(plan, &server)?;
-    let captured = cluster::captured_configuration(&server, &mut monitor)?;
+    let captured = cluster::captured_configuration(&server, monitor)?;
     let parent = plan.parent.map(|id| repository.backup(id)).transpose()?;
 
     // The checkpoint may take as long as checkpoint_timeout; the intent begins to run when it is done.
@@ -199,6 +244,10 @@ pub fn run(
         requests_before,
         renewed: Instant::now(),
     };
+    let (unread, reading) = match read_everything_because {
+        Some(why) => (None, Reading::Everything { why }),
+        None => unread(plan, repository, options, parent.as_ref(), start_lsn, monitor)?,
+    };
     // Listed after the start: what comes into being later is in the backup's WAL.
     let (items, configuration) = items(plan, &server, captured)?;
     let dispatcher = Dispatcher::new(&items, run.tree());
@@ -208,6 +257,7 @@ pub fn run(
         tree: run.tree(),
         checksums: server.data_checksums,
         relation_segment_size: server.relation_segment_size,
+        unread,
         abort: AtomicBool::new(false),
         files_done: AtomicU64::new(0),
         bytes_done: AtomicU64::new(0),
@@ -270,12 +320,15 @@ pub fn run(
     let segments = wait::wait_for_wal(
         repository,
         &needed,
-        &mut monitor,
+        monitor,
         server.in_recovery,
         options.archive_timeout,
         &mut |_, _| teller.tell(Stage::WaitingForWal, &shared),
     )?;
 
+    if let Some(unread) = &shared.unread {
+        unread.settle(|| wal_map::of_archived(repository, &segments, server.wal_segment_size))?;
+    }
     let bad_pages = std::mem::take(&mut *shared.bad_pages.lock().unwrap_or_else(PoisonError::into_inner));
     let bad_pages_count = shared.bad_pages_count.load(Ordering::Relaxed);
     let wal = BackupWal {
@@ -313,11 +366,13 @@ pub fn run(
         excused_pages,
         damaged_pages,
         parent: parent.as_ref().map(|backup| backup.backup),
+        unread: shared.unread.as_ref().map(Unread::record),
         requests: teller.requests(),
         tree,
     });
     run.publish(&backup, finished_at)?;
     Ok(BackupResult {
+        reading,
         bytes_read,
         bytes_stored: teller.bytes_stored(),
         pages_stored: statistics.blocks_stored,
@@ -327,6 +382,43 @@ pub fn run(
         findings: judged.findings,
         backup,
     })
+}
+
+/// What need not be read, by the WAL since the parent's start; nothing if that cannot be told.
+fn unread(
+    plan: &Plan,
+    repository: &ClusterRepository,
+    options: &BaseBackupOptions<'_>,
+    parent: Option<&Backup>,
+    start_lsn: Lsn,
+    monitor: &mut Session,
+) -> Result<(Option<Unread>, Reading)> {
+    let (Some(parent), Reading::Changed { since }) = (parent, &plan.reading) else {
+        return Ok((None, plan.reading.clone()));
+    };
+    let flush = wal_map::flush_lsn(monitor, plan.server.in_recovery)?;
+    let map = wal_map::read(&wal_map::Stretch {
+        repository,
+        data_directory: &plan.data_directory,
+        system: plan.server.system_identifier,
+        timeline: plan.server.timeline,
+        wal_segment_size: plan.server.wal_segment_size,
+        from: *since,
+        to: start_lsn,
+        flush: flush.max(start_lsn),
+    });
+    match map {
+        Err(why) => Ok((None, Reading::Everything { why })),
+        Ok(changed) => {
+            let (_, control) = cluster::read_control_file(&plan.data_directory)?;
+            let hints_are_logged = control.data_checksum_version != 0 || control.wal_log_hints;
+            let turn = parent.unread.map_or(0, |unread| unread.turn.wrapping_add(1));
+            let one_in = options.audit_one_in;
+            // The map reaches further, but up to here for certain.
+            let unread = Unread::new(changed, *since, start_lsn, hints_are_logged, one_in, turn);
+            Ok((Some(unread), plan.reading.clone()))
+        }
+    }
 }
 
 /// The plan was made for this server.

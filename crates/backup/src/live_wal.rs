@@ -46,6 +46,18 @@ pub fn read_live_tail(
     after: Lsn,
     flush: Lsn,
 ) -> Result<LiveTail> {
+    read_live_tail_behind(data_directory, timeline, after, flush, || None)
+}
+
+/// The same; `before` gives the bytes of the record that goes on in the first segment, up to that segment's start, should
+/// the segment before not be in `pg_wal` any more.
+pub(crate) fn read_live_tail_behind(
+    data_directory: &Path,
+    timeline: TimelineId,
+    after: Lsn,
+    flush: Lsn,
+    before: impl FnOnce() -> Option<Vec<u8>>,
+) -> Result<LiveTail> {
     let (_, control) = cluster::read_control_file(data_directory)?;
     let size = control.wal_segment_size;
     let pg_wal = data_directory.join("pg_wal");
@@ -64,7 +76,7 @@ pub fn read_live_tail(
     }
     let first = after.segment(size);
     let last = Lsn(flush.0 - 1).segment(size);
-    let mut carried = previous_tail(&pg_wal, timeline, first, size);
+    let mut carried = previous_tail(&pg_wal, timeline, first, size).or_else(before);
     for number in first..=last {
         let segment = read_segment(&pg_wal, timeline, number, size, flush)?;
         let name = WalFile::Segment { timeline, number };

@@ -29,8 +29,9 @@ pub use lsn::{Lsn, Oid, SystemIdentifier, TimelineId, Xid};
 pub use page::{BLOCK_SIZE, PageHeader, PageVerdict, page_checksum, page_lsn, verify_page};
 pub use relation_file::{DEFAULT_TABLESPACE, Fork, GLOBAL_TABLESPACE, RelationFile, RelationLocator};
 pub use segment_index::{
-    ChangedBlock, ChangedRelation, Event, EventKind, Excuse, RowChanges, Seam, SegmentIndex, SegmentIndexer,
-    Statistics, TailSeam, TransactionEnd, TransactionEndKind, Verdict, WindowOfWal, tail_bytes,
+    ChangedBlock, ChangedPages, ChangedRelation, Event, EventKind, Excuse, NoMap, RowChanges, Seam,
+    SegmentIndex, SegmentIndexer, Statistics, TailSeam, TransactionEnd, TransactionEndKind, Verdict,
+    WindowOfWal, tail_bytes,
 };
 pub use timeline::{HistoryStep, TimelineHistory};
 pub use timestamp::Timestamp;

@@ -58,10 +58,25 @@ pub struct Backup {
     pub collations: Vec<Collation>,
     /// The backup whose unchanged pages this one refers to.
     pub parent: Option<BackupId>,
+    /// What was taken from the parent without reading it; absent where everything was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
     /// What the run asked of the store, from its first request to the writing of this record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<RequestCounts>,
     pub tree: Tree,
+}
+
+/// Pages that were not read, because the WAL since the parent's start does not name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    pub pages: u64,
+    /// Pages that were read all the same, and compared with the parent's.
+    pub audited: u64,
+    /// Which leaves these were: the next backup takes the next turn.
+    pub turn: u32,
+    /// The parent's start.
+    pub since: Lsn,
 }
 
 /// The roots of a backup's maps.

@@ -369,8 +369,14 @@ impl<'w> FileWriter<'w> {
         leaf.hand_over(&self.writer.run)
     }
 
+    /// The digest by which a block is compared with the parent's.
+    pub fn digest(&self, block: &[u8]) -> BlockDigest {
+        self.writer.run.cluster.identity().digest(block)
+    }
+
     /// Takes up to so many of the next blocks from the parent, unread; how many were taken. It stops before a
-    /// block that the parent does not have, or whose pack is retiring: that one must be read and added.
+    /// block that the parent does not have, whose pack is retiring, or that was no ordinary page (all zero, new, or with
+    /// a bad checksum): that one must be read and added.
     pub fn keep(&mut self, blocks: u32) -> Result<u32> {
         let mut kept = 0;
         while kept < blocks && self.next < self.end {
@@ -385,6 +391,9 @@ impl<'w> FileWriter<'w> {
             ) else {
                 break;
             };
+            if flags != BlockFlags::default() {
+                break;
+            }
             // A last block that was short and is not any more has other content.
             let parent_bytes = self
                 .parent_size
@@ -395,10 +404,7 @@ impl<'w> FileWriter<'w> {
             {
                 break;
             }
-            match location {
-                None => self.writer.statistics.blocks_zero += 1,
-                Some(_) => self.writer.statistics.blocks_reused += 1,
-            }
+            self.writer.statistics.blocks_reused += 1;
             self.push(lsn, flags, &digest, location.into())?;
             kept += 1;
         }

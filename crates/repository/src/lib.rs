@@ -44,7 +44,7 @@ mod wal;
 
 pub use backup::{
     Backup, BackupTablespace, Collation, ConfigurationFile, ExcusedPage, Geometry, HistoryStep, PackUse,
-    RECORD_VERSION, RecoverySettings, Tree,
+    RECORD_VERSION, RecoverySettings, Tree, Unread,
 };
 pub use blocks::{BlockFacts, FilePart, FileWriter, PackStatistics, PackWriter};
 pub use claims::{Claim, Writer};

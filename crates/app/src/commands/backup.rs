@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use backup::base::{self, BackupResult, BaseBackupOptions, Connection, PlanOptions, ProtocolOptions};
+use backup::base::{
+    self, BackupResult, BaseBackupOptions, Connection, PlanOptions, ProtocolOptions, Reading,
+};
 use diagnostic::Result;
 use serde_json::{Value, json};
 
@@ -38,6 +40,7 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     let plan_options = PlanOptions {
         data_directory: cluster.data_directory.clone(),
         full: arguments.full,
+        read_all: arguments.read_all,
         protocol: cluster.data_directory.is_none().then(|| ProtocolOptions {
             wal: cluster.wal,
             spill_folder: std::env::temp_dir(),
@@ -71,6 +74,7 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
                 .unwrap_or_else(|| format!("pgproof {}", cluster.name)),
             fast_checkpoint: !arguments.spread_checkpoint,
             archive_timeout: Duration::from_secs(arguments.archive_timeout),
+            audit_one_in: base::AUDIT_ONE_IN,
             clock: &clock,
             progress: &shown,
         };
@@ -112,6 +116,7 @@ fn value(copy: &OpenCopy, result: &BackupResult, requests: &repository::RequestC
         object.insert("copy".into(), json!(copy.name));
         object.insert("pages_stored".into(), json!(result.pages_stored));
         object.insert("pages_reused".into(), json!(result.pages_reused));
+        object.insert("reading".into(), json!(result.reading));
         object.insert("excused_pages".into(), json!(result.excused));
         object.insert("findings".into(), json!(result.findings));
         object.insert("requests".into(), json!(requests));
@@ -140,6 +145,17 @@ fn print(copy: &OpenCopy, result: &BackupResult, requests: &repository::RequestC
         backup.timeline,
         requests.total()
     ));
+    match (&result.reading, &backup.unread) {
+        (Reading::Changed { since }, Some(unread)) => output::line(format!(
+            "  {} pages were not read, because the WAL since {since} does not name them; {} others were read to see that \
+             this is true",
+            unread.pages, unread.audited
+        )),
+        (Reading::Everything { why }, _) if backup.parent.is_some() => {
+            output::line(format!("  every page was read: {why}"))
+        }
+        _ => {}
+    }
     for page in &result.excused {
         output::line(format!(
             "  excused: {} block {}: {}",

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use cluster::{EntryKind, ServerFacts, Session, Tablespace};
 use diagnostic::{Error, Result};
-use postgres::{BLOCK_SIZE, ControlFile, TimelineHistory};
-use repository::{BackupId, ClusterRepository, PackKind, PackRef};
+use postgres::{BLOCK_SIZE, ControlFile, Lsn, TimelineHistory, TimelineId};
+use repository::{Backup, BackupId, ClusterRepository, PackKind, PackRef};
 use serde::Serialize;
 
 use super::parent;
@@ -19,6 +19,8 @@ pub struct PlanOptions {
     pub data_directory: Option<PathBuf>,
     /// Take no parent: every page is stored again.
     pub full: bool,
+    /// Read every page, also those that no WAL has touched since the parent.
+    pub read_all: bool,
     /// The server sends its files itself; `data_directory` is not looked at.
     pub protocol: Option<ProtocolOptions>,
     /// For a standby: how to reach its primary, which is asked to switch its WAL segment at the end.
@@ -66,6 +68,41 @@ pub enum WalSource {
     Streamed,
 }
 
+/// Which pages of relations are read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reading {
+    /// All of them.
+    Everything { why: String },
+    /// Those that the WAL since the parent's start names, and a share of the others, for the audit.
+    Changed { since: Lsn },
+}
+
+impl Reading {
+    /// `parent` is the backup that was chosen, `timeline` the server's.
+    fn of(parent: Option<&Backup>, timeline: TimelineId, read_all: bool) -> Reading {
+        let why = match parent {
+            _ if read_all => "it was asked for",
+            None => "there is no parent",
+            Some(parent) if parent.timeline != timeline => "the server has moved to another timeline since",
+            Some(parent) => {
+                let since = parent.start_lsn.min(parent.redo_lsn);
+                return Reading::Changed { since };
+            }
+        };
+        Reading::Everything { why: why.into() }
+    }
+}
+
+impl fmt::Display for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reading::Everything { why } => write!(f, "every page: {why}"),
+            Reading::Changed { since } => write!(f, "what the WAL since {since} says has changed"),
+        }
+    }
+}
+
 /// An old pack of which so little is still used that its live pages are stored again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RetiringPack {
@@ -94,6 +131,8 @@ pub struct Plan {
     pub parent: Option<BackupId>,
     /// Why this parent, or why none.
     pub parent_reason: String,
+    /// Should the WAL turn out not to tell, everything is read.
+    pub reading: Reading,
     pub retiring_packs: Vec<RetiringPack>,
     /// Interrupted runs whose packs are used again.
     pub unfinished_runs: Vec<BackupId>,
@@ -178,6 +217,11 @@ pub fn plan(
         files,
         directories,
         bytes,
+        reading: Reading::of(
+            choice.parent.as_ref().map(|(backup, _)| backup),
+            server.timeline,
+            options.read_all,
+        ),
         parent: choice.parent.map(|(backup, _)| backup.backup),
         parent_reason: choice.reason,
         retiring_packs,
@@ -414,6 +458,9 @@ impl fmt::Display for Plan {
                 "  parent          none, every page is stored: {}",
                 self.parent_reason
             )?,
+        }
+        if self.parent.is_some() {
+            writeln!(f, "  reading         {}", self.reading)?;
         }
         for run in &self.unfinished_runs {
             writeln!(f, "  interrupted     {run}: what it stored is used again")?;

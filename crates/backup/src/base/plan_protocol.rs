@@ -12,7 +12,7 @@ use repository::{ClusterRepository, Geometry};
 
 use super::parent;
 use super::plan::{
-    Method, Plan, PlanOptions, ProtocolOptions, WalSource, check_standby, check_supported, retiring,
+    Method, Plan, PlanOptions, ProtocolOptions, Reading, WalSource, check_standby, check_supported, retiring,
     unfinished, warnings,
 };
 
@@ -80,6 +80,9 @@ pub(super) fn plan(
         bytes: server.size_bytes,
         parent: choice.parent.map(|(backup, _)| backup.backup),
         parent_reason: choice.reason,
+        reading: Reading::Everything {
+            why: "the server sends it".into(),
+        },
         retiring_packs,
         unfinished_runs: unfinished(repository)?,
         tablespaces: server.tablespaces.clone(),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use postgres::{BackupLabel, ControlFile, Lsn, TimelineHistory};
 use repository::{
     Backup, BackupTablespace, Collation, ConfigurationFile, ExcusedPage, HistoryStep, RECORD_VERSION,
-    RecoverySettings, RequestCounts, RunId, Tree,
+    RecoverySettings, RequestCounts, RunId, Tree, Unread,
 };
 
 use super::Plan;
@@ -33,6 +33,7 @@ pub(super) struct Finished<'a> {
     pub(super) excused_pages: Vec<ExcusedPage>,
     pub(super) damaged_pages: Vec<ExcusedPage>,
     pub(super) parent: Option<RunId>,
+    pub(super) unread: Option<Unread>,
     pub(super) requests: RequestCounts,
     pub(super) tree: Tree,
 }
@@ -106,6 +107,7 @@ pub(super) fn record(finished: Finished<'_>) -> Backup {
             })
             .collect(),
         parent: finished.parent,
+        unread: finished.unread,
         requests: Some(finished.requests),
         tree: finished.tree,
     }

@@ -293,11 +293,13 @@ fn attempt<'env>(
         excused_pages,
         damaged_pages,
         parent: parent.as_ref().map(|backup| backup.backup),
+        unread: None,
         requests: teller.requests(),
         tree,
     });
     run.publish(&backup, finished_at)?;
     Ok(BackupResult {
+        reading: plan.reading.clone(),
         bytes_read: bytes,
         bytes_stored: teller.bytes_stored(),
         pages_stored: statistics.blocks_stored,

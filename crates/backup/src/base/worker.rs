@@ -1,7 +1,8 @@
 //! One thread of a backup: reads, verifies, and gives every block to its own pack writer.
 //!
-//! Invariants: a buffer of 128 KiB is all that a thread holds of a file; every page of a relation is verified before it
-//! is given away; a page whose checksum is bad is read again, and only when it stays bad noted as such.
+//! Invariants: a buffer of 128 KiB is all that a thread holds of a file; every page of a relation that is read is verified
+//! before it is given away; a page whose checksum is bad is read again, and only when it stays bad noted as such; a page is left
+//! unread only where the WAL says that it has not changed and the parent has it ([`Unread`]).
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -12,11 +13,13 @@ use cluster::Entry;
 use diagnostic::Result;
 use postgres::{BLOCK_SIZE, Lsn, PageVerdict, RelationFile, page_lsn, verify_page};
 use repository::{
-    BlockFacts, BlockFlags, FRAME_BYTES, FileFormat, FilePart, PackWriter, RelativePath, TreeWriter,
+    BlockFacts, BlockFlags, FRAME_BYTES, FileFormat, FilePart, LEAF_BLOCKS, PackWriter, RelativePath,
+    TreeWriter,
 };
 
 use super::dispatch::{Dispatcher, Item, Source, Work, settle};
 use super::read::SourceFile;
+use super::unread::Unread;
 
 /// Pauses before a page with a bad checksum is read again: the server may be writing it just now.
 const PAUSES_MS: [u64; 5] = [0, 1, 10, 50, 200];
@@ -46,6 +49,8 @@ pub(super) struct Shared<'a> {
     pub(super) checksums: bool,
     /// In blocks.
     pub(super) relation_segment_size: u32,
+    /// What need not be read; `None`: everything is read.
+    pub(super) unread: Option<Unread>,
     pub(super) abort: AtomicBool,
     pub(super) files_done: AtomicU64,
     pub(super) bytes_done: AtomicU64,
@@ -184,22 +189,48 @@ impl<'a> Shared<'a> {
             if self.aborted() {
                 return Ok(());
             }
-            let wanted = usize::try_from(end - offset)
+            let first_block = (offset / BLOCK_SIZE as u64) as u32;
+            let mut wanted = usize::try_from(end - offset)
                 .unwrap_or(usize::MAX)
                 .min(buffer.len());
+            let unread = self.unread.as_ref().zip(entry.relation.as_ref());
+            let mut audited = None;
+            if let Some((unread, relation)) = unread {
+                // Within one leaf.
+                let left = u32::try_from((end - offset).div_ceil(BLOCK_SIZE as u64)).unwrap_or(u32::MAX);
+                let room = left.min(LEAF_BLOCKS - first_block % LEAF_BLOCKS);
+                let relation_block = self.relation_block(relation, first_block);
+                let mut blocks = room.min((FRAME_BYTES / BLOCK_SIZE) as u32);
+                if unread.audits(&path, first_block) {
+                    audited = Some((unread, relation, relation_block));
+                } else if output.parent_leaf().is_some() {
+                    let kept = output.keep(unread.unchanged(relation, relation_block, room))?;
+                    if kept > 0 {
+                        unread.count_kept(kept);
+                        let bytes = (u64::from(kept) * BLOCK_SIZE as u64).min(end - offset);
+                        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+                        offset += bytes;
+                        continue;
+                    }
+                    blocks = unread.worth_reading(relation, relation_block, blocks);
+                }
+                wanted = wanted.min(blocks as usize * BLOCK_SIZE);
+            }
             let chunk = buffer.get_mut(..wanted).unwrap_or_default();
             let read = file.read_at(&entry.absolute, chunk, offset)?;
             // A file that has become shorter ends in zeros, as in pg_basebackup: its WAL brings it right.
             chunk.get_mut(read..).unwrap_or_default().fill(0);
-            let first_block = (offset / BLOCK_SIZE as u64) as u32;
             match &entry.relation {
                 Some(relation) => {
                     self.verify(&path, relation, entry, file, first_block, chunk, read, &mut facts)?
                 }
                 None => facts.fill(BlockFacts::default()),
             }
-            let blocks = wanted.div_ceil(BLOCK_SIZE);
-            output.add(chunk, facts.get(..blocks).unwrap_or_default())?;
+            let facts = facts.get(..wanted.div_ceil(BLOCK_SIZE)).unwrap_or_default();
+            if let Some((unread, relation, relation_block)) = audited {
+                unread.audit(&output, &path, relation, relation_block, chunk, facts);
+            }
+            output.add(chunk, facts)?;
             offset += wanted as u64;
             self.bytes_read.fetch_add(read as u64, Ordering::Relaxed);
             self.bytes_done.fetch_add(wanted as u64, Ordering::Relaxed);
@@ -227,10 +258,7 @@ impl<'a> Shared<'a> {
                 // Beyond the end, or a last block that the server is about to complete: no page to judge.
                 continue;
             }
-            let relation_block = relation
-                .segment
-                .wrapping_mul(self.relation_segment_size)
-                .wrapping_add(block);
+            let relation_block = self.relation_block(relation, block);
             let mut verdict = verify_page(page, relation_block, self.checksums);
             if !matches!(verdict, PageVerdict::Good | PageVerdict::New) {
                 verdict = self.read_again(&entry.absolute, file, block, relation_block, page, verdict)?;
@@ -256,6 +284,14 @@ impl<'a> Shared<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The number of a file's block within its relation's fork.
+    fn relation_block(&self, relation: &RelationFile, block: u32) -> u32 {
+        relation
+            .segment
+            .wrapping_mul(self.relation_segment_size)
+            .wrapping_add(block)
     }
 
     /// Reads a page again until it is good or patience ends; `page` then holds what was read last.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use backup::base::AUDIT_ONE_IN;
 use backup::{BackupResult, BaseBackupOptions, Copy, Plan, PlanOptions, Progress, PushOptions, PushResult};
 use diagnostic::Result;
 use jiff::Timestamp;
@@ -51,7 +52,18 @@ pub struct Archived {
 
 impl Archived {
     pub fn start(test: &str, checksums: bool, settings: &[(&str, &str)]) -> Option<Archived> {
-        testing::programs_or_skip(test)?;
+        Archived::start_with(test, checksums, settings, None)
+    }
+
+    pub fn start_with(
+        test: &str,
+        checksums: bool,
+        settings: &[(&str, &str)],
+        programs: Option<cluster::Programs>,
+    ) -> Option<Archived> {
+        if programs.is_none() {
+            testing::programs_or_skip(test)?;
+        }
         let scratch = Scratch::new("backup").unwrap();
         let acknowledged = scratch.subfolder("acknowledged").unwrap();
         std::fs::set_permissions(&acknowledged, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -65,6 +77,7 @@ impl Archived {
             archive_command: Some(waiting_archive_command(&acknowledged)),
             wal_segment_size: Some(1 << 20),
             settings: all,
+            programs,
             ..TestOptions::default()
         };
         let cluster = TestCluster::start_or_skip(test, &options)?;
@@ -131,6 +144,17 @@ pub fn run_backup(
     progress: &dyn Progress,
     archive_timeout: Duration,
 ) -> Result<BackupResult> {
+    run_audited_backup(conninfo, repository, progress, archive_timeout, AUDIT_ONE_IN)
+}
+
+/// `audit_one_in` 1: everything is read, and what the WAL calls unchanged is held against the parent.
+pub fn run_audited_backup(
+    conninfo: &str,
+    repository: &ClusterRepository,
+    progress: &dyn Progress,
+    archive_timeout: Duration,
+    audit_one_in: u32,
+) -> Result<BackupResult> {
     // Backups are named by the second at which they began.
     std::thread::sleep(Duration::from_millis(1100));
     let plan = backup::base::plan(conninfo, repository, &PlanOptions::default(), Timestamp::now())?;
@@ -139,6 +163,7 @@ pub fn run_backup(
         label: "a test".into(),
         fast_checkpoint: true,
         archive_timeout,
+        audit_one_in,
         clock: &Timestamp::now,
         progress,
     };

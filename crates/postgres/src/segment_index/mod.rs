@@ -11,12 +11,14 @@
 //!   counted nowhere.
 //! - Two segments fit together when [`SegmentIndex::follows`] says so; only then is the WAL unbroken there.
 
+mod changed_pages;
 mod changes;
 mod codec;
 mod event;
 mod indexer;
 mod window;
 
+pub use changed_pages::{ChangedPages, NoMap};
 pub use event::{Event, EventKind};
 pub use indexer::{SegmentIndexer, tail_bytes};
 pub use window::{Excuse, WindowOfWal};

@@ -201,6 +201,7 @@ pub fn record(
         configuration: Vec::new(),
         excused_pages: Vec::new(),
         damaged_pages: Vec::new(),
+        unread: None,
         requests: None,
         collations: Vec::new(),
         parent: parent.map(|parent| parent.backup),

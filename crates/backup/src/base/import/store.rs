@@ -24,7 +24,7 @@ use super::super::stream::{Late, Pages, store_late};
 use super::super::wait::Needed;
 use super::super::worker::BadPage;
 use super::super::{
-    BackupResult, PROGRESS_EVERY, Progress, ProgressState, RENEW_EVERY, Stage, record, shown,
+    BackupResult, PROGRESS_EVERY, Progress, ProgressState, RENEW_EVERY, Reading, Stage, record, shown,
 };
 use super::archive::{Kind, Member};
 use super::facts::{Origin, WalFacts, kept, wal_bytes, wal_name};
@@ -341,11 +341,15 @@ impl Import<'_> {
             damaged_pages,
             collations: Vec::new(),
             parent: plan.parent,
+            unread: None,
             requests: Some(requests),
             tree,
         };
         run.publish(&backup, (options.clock)())?;
         self.result.backup = Some(BackupResult {
+            reading: Reading::Everything {
+                why: "it was imported".into(),
+            },
             bytes_read: base.facts.bytes,
             bytes_stored,
             pages_stored: statistics.blocks_stored,
