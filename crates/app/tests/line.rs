@@ -341,6 +341,22 @@ fn status_and_check_say_what_is_true() {
     world.session().execute(TABLES).expect("tables");
     world.json(&["backup"]);
     assert_eq!(world.run(&["check"]).code, 0, "{}", world.run(&["check"]).stdout);
+    let ahead = |stdout: &str| {
+        let line = stdout.lines().find(|line| line.contains("push-ahead"));
+        line.unwrap_or_else(|| panic!("no word of pushing ahead in {stdout}"))
+            .to_owned()
+    };
+    let good = world.run(&["check", "--no-switch"]);
+    assert!(ahead(&good.stdout).contains("at once"), "{}", good.stdout);
+    // Where the notes cannot lie, segments go one by one, and check says so.
+    let path = world.scratch().join("pgproof.toml");
+    let text = std::fs::read_to_string(&path).expect("configuration");
+    let spool = format!("\narchive = {{ spool = {:?} }}\n\n[copy.", path.join("spool"));
+    support::overwrite(&path, text.replacen("\n[copy.", &spool, 1).as_bytes());
+    let bad = world.run(&["check", "--no-switch"]);
+    assert!(ahead(&bad.stdout).contains("one by one"), "{}", bad.stdout);
+    assert_eq!(bad.code, 0, "{}", bad.stdout);
+    support::overwrite(&path, text.as_bytes());
     world.archive_all();
     let at_rest = world.json(&["status"]);
     let mut session = world.session();

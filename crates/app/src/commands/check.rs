@@ -183,7 +183,12 @@ pub fn run(context: &Context, arguments: &cli::Check) -> Result<u8> {
         _ => lines.not_run("wal-arrives", "--no-switch was given"),
     }
     match &facts {
-        Some(facts) => check_backlog(&mut lines, session.as_mut(), facts, cluster, context.now()),
+        Some(facts) => {
+            check_backlog(&mut lines, session.as_mut(), facts, cluster, context.now());
+            if cluster.data_directory.is_some() {
+                check_spool(&mut lines, cluster);
+            }
+        }
         None => lines.not_run("wal-waits", "there is no connection"),
     }
     for copy in &copies.open {
@@ -607,6 +612,33 @@ fn check_backlog(
                 load\" in docs/operations.md. Do not remove files from pg_wal.";
     for warning in seen.warnings {
         lines.warn(CHECK, warning, cure);
+    }
+}
+
+/// Whether what waits can be pushed ahead: without a place for its notes every segment waits for its own round trip.
+fn check_spool(lines: &mut Lines, cluster: &Cluster) {
+    const CHECK: &str = "push-ahead";
+    let archive = &cluster.archive;
+    if archive.push_ahead == 0 {
+        return lines.pass(CHECK, "switched off (push_ahead = 0)");
+    }
+    match backup::Spool::open(&archive.spool) {
+        Ok(_) => lines.pass(
+            CHECK,
+            format!("{} at once, notes in {}", archive.push_ahead, archive.spool.display()),
+        ),
+        Err(error) => lines.warn(
+            CHECK,
+            format!(
+                "segments are pushed one by one: {}",
+                error.detail_text().unwrap_or(error.message())
+            ),
+            format!(
+                "Give {} to the server's account, or set spool in [cluster.{}.archive] to a folder of its own.",
+                archive.spool.display(),
+                cluster.name
+            ),
+        ),
     }
 }
 

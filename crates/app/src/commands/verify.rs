@@ -8,6 +8,7 @@ use crate::account;
 use crate::cli;
 use crate::context::{Context, cores};
 use crate::copies::Copies;
+use crate::progress::Progress;
 use crate::{exit, output};
 
 pub fn run(context: &Context, arguments: &cli::Verify) -> Result<u8> {
@@ -23,7 +24,12 @@ pub fn run(context: &Context, arguments: &cli::Verify) -> Result<u8> {
     let mut findings = Vec::new();
     for copy in &copies {
         let (began_at, backups) = (context.now(), copy.cluster.backup_ids()?);
-        let result = repository::verify(&copy.cluster, options)?;
+        let shown = Progress::new("verify");
+        let stage = format!("copy {}", copy.name);
+        let result = repository::verify_watched(&copy.cluster, options, &|seen| {
+            shown.update(&stage, seen.bytes_done, seen.bytes_total);
+        })?;
+        drop(shown);
         objects += result.objects;
         bytes += result.bytes;
         let stated = copy.cluster.state_verification(repository::Verification {
