@@ -216,3 +216,59 @@ fn a_folder_and_a_bucket_are_two_copies_and_one_of_them_may_fail() {
     assert_eq!(after, digest);
     restored.stop();
 }
+
+#[test]
+fn a_backup_into_a_bucket_lets_go_what_retention_does_not_keep() {
+    let served = serve();
+    let Some(world) = World::start_with(
+        "a_backup_into_a_bucket_lets_go_what_retention_does_not_keep",
+        |scratch| {
+            [
+                "--repository",
+                "s3://backups/kept",
+                "--endpoint",
+                &served.server.endpoint(),
+                "--allow-http",
+                "--region",
+                "us-east-1",
+                "--credentials-file",
+                &credentials(scratch),
+            ]
+            .map(str::to_owned)
+            .to_vec()
+        },
+    ) else {
+        return;
+    };
+    support::retain(&world, "keep_last = 2\nafter_backup = true");
+    world
+        .session()
+        .execute("create table public.t (n int)")
+        .expect("table");
+    let names = |world: &World| -> Vec<String> {
+        let listed = world.json(&["list"]);
+        let backups = listed["backups"].as_array().expect("backups").iter();
+        backups.map(|backup| text(&backup["backup"])).collect()
+    };
+    let mut made = Vec::new();
+    for round in 0..4 {
+        let insert = format!("insert into public.t select {round} from generate_series(1, 2000)");
+        world.session().execute(&insert).expect("rows");
+        made.push(text(&world.json(&["backup"])["backup"]));
+        world.archive_all();
+        assert_eq!(names(&world), made[made.len().saturating_sub(2)..]);
+    }
+    assert_eq!(world.run(&["wal", "gaps"]).code, 0);
+    let verified = world.json(&["verify"]);
+    assert_eq!(
+        verified["findings"].as_array().map(Vec::len),
+        Some(0),
+        "{verified:#}"
+    );
+    let digest = testing::row_digest(&world.production.conninfo()).expect("digest");
+    let into = world.scratch().join("restored");
+    world.json(&["restore", "--to", "latest", "--into", &into.display().to_string()]);
+    let restored = world.start_restored(&into);
+    assert_eq!(testing::row_digest(&restored.conninfo()).expect("digest"), digest);
+    restored.stop();
+}
