@@ -34,6 +34,23 @@ fn credentials(scratch: &Path) -> String {
     file.display().to_string()
 }
 
+/// What `init` is given for a repository there.
+fn into_bucket(served: &Served, scratch: &Path, url: &str) -> Vec<String> {
+    [
+        "--repository",
+        url,
+        "--endpoint",
+        &served.server.endpoint(),
+        "--allow-http",
+        "--region",
+        "us-east-1",
+        "--credentials-file",
+        &credentials(scratch),
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
 fn text(value: &Value) -> String {
     value.as_str().expect("text").to_owned()
 }
@@ -43,21 +60,7 @@ fn a_cluster_is_backed_up_restored_and_drilled_in_a_bucket() {
     let served = serve();
     let Some(world) = World::start_with(
         "a_cluster_is_backed_up_restored_and_drilled_in_a_bucket",
-        |scratch| {
-            [
-                "--repository",
-                "s3://backups/production",
-                "--endpoint",
-                &served.server.endpoint(),
-                "--allow-http",
-                "--region",
-                "us-east-1",
-                "--credentials-file",
-                &credentials(scratch),
-            ]
-            .map(str::to_owned)
-            .to_vec()
-        },
+        |scratch| into_bucket(&served, scratch, "s3://backups/production"),
     ) else {
         return;
     };
@@ -222,21 +225,7 @@ fn a_backup_into_a_bucket_lets_go_what_retention_does_not_keep() {
     let served = serve();
     let Some(world) = World::start_with(
         "a_backup_into_a_bucket_lets_go_what_retention_does_not_keep",
-        |scratch| {
-            [
-                "--repository",
-                "s3://backups/kept",
-                "--endpoint",
-                &served.server.endpoint(),
-                "--allow-http",
-                "--region",
-                "us-east-1",
-                "--credentials-file",
-                &credentials(scratch),
-            ]
-            .map(str::to_owned)
-            .to_vec()
-        },
+        |scratch| into_bucket(&served, scratch, "s3://backups/kept"),
     ) else {
         return;
     };
