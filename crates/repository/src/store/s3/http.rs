@@ -14,6 +14,7 @@ use object_store::client::{
 };
 
 use super::super::Requests;
+use super::replay::Replay;
 
 tokio::task_local! {
     /// The attempt that the current task is in.
@@ -59,12 +60,18 @@ impl Attempt {
 #[derive(Debug)]
 pub(super) struct Connector {
     pub(super) requests: Arc<Requests>,
+    /// Answers that were recorded, in place of a network.
+    pub(super) replay: Option<Replay>,
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = match &self.replay {
+            None => ReqwestConnector::default().connect(options)?,
+            Some(replay) => HttpClient::new(replay.clone()),
+        };
         Ok(HttpClient::new(Counting {
-            client: ReqwestConnector::default().connect(options)?,
+            client,
             requests: self.requests.clone(),
         }))
     }
