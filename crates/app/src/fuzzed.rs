@@ -1,4 +1,5 @@
-//! What people write, changed at random: the configuration file, times and targets. The corpus lies in `fuzz/corpus`.
+//! What people and their programs write, changed at random: the configuration file, times and targets, credentials. The
+//! corpus lies in `fuzz/corpus`.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -6,11 +7,15 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use crate::config::Configuration;
-use crate::{targets, times};
+use crate::{stores, targets, times};
 
 const ITERATIONS: u64 = 1000;
 const ITERATIONS_LONG: u64 = 200_000;
-const TARGETS: [fuzz::Target; 2] = [("configuration", configuration), ("time", time)];
+const TARGETS: [fuzz::Target; 3] = [
+    ("configuration", configuration),
+    ("time", time),
+    ("store-credentials", store_credentials),
+];
 
 fn configuration(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
@@ -28,6 +33,16 @@ fn time(bytes: &[u8]) {
         black_box(targets::parse(&text, now)).ok();
     }
     black_box(targets::timeline(&text)).ok();
+}
+
+fn store_credentials(bytes: &[u8]) {
+    black_box(stores::keys_of_profile(
+        &String::from_utf8_lossy(bytes),
+        "default",
+    ));
+    for now in [Timestamp::MIN, Timestamp::MAX] {
+        black_box(stores::printed_keys(bytes, now)).ok();
+    }
 }
 
 #[test]

@@ -353,7 +353,12 @@ fn password_from(file: &Path, wanted: &[&str; 4]) -> Result<Option<String>> {
             file.display()
         ))
     })?;
-    Ok(text.lines().find_map(|line| password_of_line(line, wanted)))
+    Ok(password_in(&text, wanted))
+}
+
+/// The password in the first line of a password file that fits.
+pub(crate) fn password_in(text: &str, wanted: &[&str; 4]) -> Option<String> {
+    text.lines().find_map(|line| password_of_line(line, wanted))
 }
 
 /// The operating system account's name, libpq's default for the user.
