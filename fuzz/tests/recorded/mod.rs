@@ -115,6 +115,9 @@ pub fn of_server(major: u16) {
     cluster::read_catalog(&conninfo, jiff::Timestamp::UNIX_EPOCH).unwrap();
     add("server-answers", &shorten::largest_result(&recorder.take(), 12));
 
+    // A base that is whole, and further down one that lacks its tablespace.
+    let (_, base) = base_backup(&conninfo, major, &recorder);
+    add("import-archive", &gzip(&shorten::as_base_archive(&base)));
     let space = server.scratch().subfolder("space").unwrap();
     session
         .execute(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display()))
@@ -132,10 +135,10 @@ pub fn of_server(major: u16) {
     }
     add("server-manifest", &base.manifest);
     let archive = shorten::as_base_archive(&base);
-    if major == 13 || major == 18 {
-        add("import-archive", &archive);
+    match major {
+        13 | 18 => add("import-archive", &archive),
+        _ => add("import-archive", &gzip(&archive)),
     }
-    add("import-archive", &gzip(&archive));
     wal(&conninfo, start, &recorder);
     if major == 15 {
         passwords(&server, &place, &recorder);
