@@ -115,7 +115,7 @@ fn facts() {
 }
 
 /// Texts as PostgreSQL and people write them.
-const TEXTS: [(&str, &str); 41] = [
+const TEXTS: [(&str, &str); 42] = [
     (
         "backup-label",
         "START WAL LOCATION: 2A/8F000028 (file 000000050000002A0000008F)\nCHECKPOINT LOCATION: 2A/8F000060\n\
@@ -153,6 +153,11 @@ const TEXTS: [(&str, &str); 41] = [
     (
         "conninfo",
         "postgresql://user:pass%20word@[::1]:5433,other:5434/db?connect_timeout=3&host=/tmp",
+    ),
+    (
+        "conninfo",
+        "host=a,/run hostaddr=10.0.0.1, port=1,2 user=u dbname=d connect_timeout=10 keepalives_idle=9 sslmode=require \
+         sslcert=/c sslkey=/k ssl_min_protocol_version=TLSv1.3 channel_binding=require target_session_attrs=any",
     ),
     (
         "postmaster-pid",

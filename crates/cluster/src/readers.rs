@@ -5,10 +5,11 @@
 //! What a server says is a transcript ([`crate::wire`]): the code that talks to a live server is the code that reads it.
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::{Lsn, Major, TimelineHistory, TimelineId};
 
+use crate::conninfo::Conninfo;
 use crate::replication::{
     BackupPart, BaseBackupCommand, ManifestReader, ReplicationSession, TarReader, WalData,
 };
@@ -19,7 +20,8 @@ use crate::wire::{self, Wire};
 pub type Reader = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const READERS: [Reader; 7] = [
+pub const READERS: [Reader; 8] = [
+    ("conninfo", conninfo),
     ("server-login", login),
     ("server-answers", answers),
     ("server-base-backup", base_backup),
@@ -28,6 +30,21 @@ pub const READERS: [Reader; 7] = [
     ("configuration-files", configuration_files),
     ("password-file", password_file),
 ];
+
+/// A connection string, and what is to be done; a file of passwords that it names is not opened.
+fn conninfo(bytes: &[u8]) {
+    let Ok(conninfo) = Conninfo::parse(&String::from_utf8_lossy(bytes)) else {
+        return;
+    };
+    black_box((conninfo.redacted(), conninfo.get("host")));
+    if let Ok(parameters) = conninfo.with("passfile", "").parameters() {
+        let limit = parameters.connect_timeout.unwrap_or_default();
+        assert!(
+            Instant::now().checked_add(limit).is_some(),
+            "a limit can be added to a time"
+        );
+    }
+}
 
 /// Start-up, authentication by any method, one statement.
 fn login(said: &[u8]) {
