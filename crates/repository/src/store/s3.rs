@@ -768,4 +768,32 @@ mod tests {
         assert_eq!(object(4, "abc").unwrap_err().code(), "store-unreachable");
         assert_eq!(object(1 << 40, "abc").unwrap_err().code(), "object-damaged");
     }
+
+    #[test]
+    fn a_range_is_the_one_that_was_asked_for_or_it_is_an_error() {
+        let range = |told: &str| {
+            let head = format!(
+                "206 Partial Content\r\nContent-Length: 3\r\nContent-Range: bytes {told}\r\nETag: \"e\"\r\n\
+                 Last-Modified: Sat, 15 Aug 2026 02:00:03 GMT"
+            );
+            let store = replay::store(answer(&head, "abc").as_bytes()).unwrap();
+            let mut buffer = [0; 3];
+            store.read_range_into("a/b", 2, &mut buffer).map(|()| buffer)
+        };
+        assert_eq!(range("2-4/10").unwrap(), *b"abc");
+        for told in [
+            "1-3/10",
+            "2-3/10",
+            "4-2/10",
+            "2-18446744073709551615/10",
+            "2-4/4",
+            "x",
+        ] {
+            let error = range(told).unwrap_err();
+            assert!(
+                matches!(error.code(), "store-unreachable" | "object-damaged"),
+                "{told}"
+            );
+        }
+    }
 }

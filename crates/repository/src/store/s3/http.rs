@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
 };
 
 use super::super::Requests;
@@ -131,6 +132,18 @@ impl HttpService for Counting {
             region: header("x-amz-bucket-region").map(str::to_owned),
             retry_after_seconds: header("retry-after").and_then(|value| value.trim().parse().ok()),
         }));
-        Ok(response)
+        match header("content-range").is_some_and(ends_beyond_any_object) {
+            false => Ok(response),
+            true => {
+                let why = "a range of the answer ends beyond any object";
+                Err(HttpError::new(HttpErrorKind::Decode, std::io::Error::other(why)))
+            }
+        }
     }
+}
+
+/// Whether the place of the last byte in a `Content-Range` has none behind it: the library computes that one, unchecked.
+fn ends_beyond_any_object(range: &str) -> bool {
+    let last = range.split('/').next().unwrap_or_default().rsplit('-').next();
+    last.and_then(|last| last.trim().parse().ok()) == Some(u64::MAX)
 }
