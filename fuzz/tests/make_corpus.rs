@@ -32,6 +32,14 @@ fn add(target: &str, content: &[u8]) {
     std::fs::write(folder.join(fuzz::name_of(content)), content).unwrap();
 }
 
+/// What a real server said: a test of the room that reads it follows each of these to its end.
+fn add_transcript(target: &str, content: &[u8]) {
+    let folder = fuzz::corpus_folder(target);
+    std::fs::create_dir_all(&folder).unwrap();
+    let name = format!("real-{}", fuzz::name_of(content));
+    std::fs::write(folder.join(name), content).unwrap();
+}
+
 fn postgresql() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/postgres/tests/fixtures");
     for major in 13..=18 {

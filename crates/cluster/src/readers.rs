@@ -82,14 +82,8 @@ fn answers(said: &[u8]) {
 /// A base backup of both grammars, with the archives and the manifest in it.
 fn base_backup(said: &[u8]) {
     for major in [13, 18] {
-        let command = BaseBackupCommand {
-            major: Major(major),
-            label: "pgproof".into(),
-            fast_checkpoint: true,
-            start_limit: Duration::from_secs(1),
-            silence_limit: Duration::from_secs(1),
-        };
-        let Ok(mut stream) = ReplicationSession::over(Wire::replayed(said)).base_backup(&command) else {
+        let session = ReplicationSession::over(Wire::replayed(said));
+        let Ok(mut stream) = session.base_backup(&base_backup_command(major)) else {
             continue;
         };
         black_box((&stream.tablespaces, stream.size_bytes));
@@ -117,6 +111,16 @@ fn base_backup(said: &[u8]) {
         if let Some(manifest) = manifest {
             black_box(manifest.finish()).ok();
         }
+    }
+}
+
+fn base_backup_command(major: u16) -> BaseBackupCommand {
+    BaseBackupCommand {
+        major: Major(major),
+        label: "pgproof".into(),
+        fast_checkpoint: true,
+        start_limit: Duration::from_secs(1),
+        silence_limit: Duration::from_secs(1),
     }
 }
 
@@ -175,5 +179,117 @@ fn password_file(bytes: &[u8]) {
         ["a:b", "1", "replication", "\\"],
     ] {
         black_box(crate::conninfo::password_in(&text, &wanted));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What servers of PostgreSQL 13 to 18 said, from the fuzzer's corpus.
+    fn transcripts(reader: &str) -> Vec<Vec<u8>> {
+        let folder = format!("{}/../../fuzz/corpus/{reader}", env!("CARGO_MANIFEST_DIR"));
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("real-"))
+            .map(|entry| std::fs::read(entry.path()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn base_backups_of_all_majors_are_followed_to_their_end() {
+        let mut ends = [0, 0];
+        for said in transcripts("server-base-backup") {
+            let letters = said.windows(10).any(|window| window == b"nbase.tar\0");
+            let command = base_backup_command(if letters { 18 } else { 13 });
+            let mut stream = ReplicationSession::over(Wire::replayed(&said))
+                .base_backup(&command)
+                .unwrap();
+            assert_eq!(stream.tablespaces.len(), 1);
+            let mut archives = 0;
+            loop {
+                match stream.next_part().unwrap() {
+                    BackupPart::End { lsn, .. } if lsn > stream.start => break,
+                    BackupPart::Archive(_) => archives += 1,
+                    _ => {}
+                }
+            }
+            assert_eq!(archives, 2);
+            ends[usize::from(letters)] += 1;
+        }
+        assert!(
+            ends[0] >= 2 && ends[1] >= 4,
+            "13 and 14, and those from 15 on: {ends:?}"
+        );
+    }
+
+    #[test]
+    fn what_servers_tell_of_themselves_is_understood() {
+        let told = transcripts("server-answers");
+        let count = |read: &dyn Fn(&[u8]) -> bool| told.iter().filter(|said| read(said)).count();
+        let whole = count(&|said| {
+            let mut session = Session::replayed(said, 150_001);
+            crate::gather(&mut session).is_ok()
+                && crate::archiver_status(&mut session).is_ok()
+                && crate::control_facts(&mut session).is_ok()
+        });
+        assert!(whole >= 6, "each major");
+        let relations = |said: &[u8]| {
+            crate::catalog::relations(&mut Session::replayed(said, 150_001))
+                .is_ok_and(|rows| rows.len() == 12)
+        };
+        assert!(count(&relations) >= 4);
+        let identities = |said: &[u8]| {
+            ReplicationSession::over(Wire::replayed(said))
+                .identify_system()
+                .is_ok()
+        };
+        assert!(count(&identities) >= 6);
+    }
+
+    #[test]
+    fn logins_by_each_method_succeed_or_are_refused_as_they_were() {
+        let (mut good, mut codes) = (0, Vec::new());
+        for said in transcripts("server-login") {
+            match wire::log_in(&said) {
+                Ok(_) => good += 1,
+                Err(failure) => codes.push(failure.into_error("server-unreachable", "cannot connect").code()),
+            }
+        }
+        codes.sort_unstable();
+        codes.dedup();
+        // Trust, MD5 and a password in the clear; SCRAM up to the server's proof; and what pg_hba.conf rejects.
+        assert_eq!(codes, ["server-error", "server-refused"]);
+        assert!(good >= 8);
+    }
+
+    #[test]
+    fn a_stream_of_wal_ends_with_the_timeline_that_follows() {
+        let mut ended = 0;
+        for bytes in transcripts("server-wal") {
+            let (start, said) = bytes.split_first_chunk().unwrap();
+            let session = ReplicationSession::over(Wire::replayed(said));
+            let start = Lsn(u64::from_be_bytes(*start));
+            let mut stream = session.start_wal(None, start, TimelineId(1)).unwrap();
+            assert!(
+                matches!(stream.receive(Duration::from_secs(1)), Ok(WalData::Bytes(at, _)) if at == start)
+            );
+            let end = loop {
+                match stream.receive(Duration::from_secs(1)) {
+                    Ok(WalData::Bytes(..)) => {}
+                    other => break other,
+                }
+            };
+            match end {
+                Ok(WalData::EndOfTimeline) => {
+                    let (_, next) = stream.next_timeline().unwrap();
+                    assert_eq!(next.map(|(timeline, _)| timeline), Some(TimelineId(2)));
+                    ended += 1;
+                }
+                Ok(_) => panic!("nothing is waited for"),
+                Err(error) => assert_eq!(error.code(), "replication-lost"),
+            }
+        }
+        assert!(ended >= 1);
     }
 }

@@ -17,7 +17,7 @@ use postgres::{Lsn, Major, TimelineId};
 use repository::{S3Credentials, S3Keys, S3Options, S3Store, Store};
 use testing::{MotoServer, TestCluster, TestOptions};
 
-use crate::add;
+use crate::{add, add_transcript};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -107,13 +107,13 @@ pub fn of_server(major: u16) {
         .replace(&server.socket_directory().display().to_string(), &place);
 
     let mut session = Session::connect(&conninfo).unwrap();
-    add("server-login", &recorder.take());
+    add_transcript("server-login", &recorder.take());
     cluster::gather(&mut session).unwrap();
     cluster::archiver_status(&mut session).unwrap();
     cluster::control_facts(&mut session).unwrap();
-    add("server-answers", &recorder.take());
+    add_transcript("server-answers", &recorder.take());
     cluster::read_catalog(&conninfo, jiff::Timestamp::UNIX_EPOCH).unwrap();
-    add("server-answers", &shorten::largest_result(&recorder.take(), 12));
+    add_transcript("server-answers", &shorten::largest_result(&recorder.take(), 12));
 
     // A base that is whole, and further down one that lacks its tablespace.
     let (_, base) = base_backup(&conninfo, major, &recorder);
@@ -127,7 +127,7 @@ pub fn of_server(major: u16) {
         .unwrap();
     recorder.take();
     let (start, base) = base_backup(&conninfo, major, &recorder);
-    add("server-base-backup", &base.conversation);
+    add_transcript("server-base-backup", &base.conversation);
     for (at, archive) in base.archives.iter().enumerate() {
         if at == 0 || major % 2 == 1 {
             add("backup-tar", archive);
@@ -175,11 +175,11 @@ fn wal(conninfo: &str, start: Lsn, recorder: &Recorder) {
     let mut session = ReplicationSession::connect(conninfo, "recorded", LIMIT).unwrap();
     recorder.take();
     session.identify_system().unwrap();
-    add("server-answers", &recorder.take());
+    add_transcript("server-answers", &recorder.take());
     let mut stream = session.start_wal(None, start, TimelineId(1)).unwrap();
     receive(&mut stream);
     stream.report().unwrap();
-    add("server-wal", &shorten::wal(start, &recorder.take()));
+    add_transcript("server-wal", &shorten::wal(start, &recorder.take()));
 }
 
 /// Logins by each method, and those that are refused.
@@ -209,7 +209,7 @@ fn passwords(server: &TestCluster, place: &str, recorder: &Recorder) {
         recorder.take();
         let conninfo = format!("host={place} port=5432 user={role} password=secret dbname=postgres");
         assert_eq!(Session::connect(&conninfo).is_ok(), role != "r", "{role}");
-        add("server-login", &recorder.take());
+        add_transcript("server-login", &recorder.take());
     }
 }
 
@@ -225,7 +225,7 @@ fn end_of_timeline(server: &mut TestCluster, conninfo: &str, recorder: &Recorder
     let mut replication = ReplicationSession::connect(conninfo, "recorded", LIMIT).unwrap();
     recorder.take();
     let history = replication.timeline_history(TimelineId(2)).unwrap();
-    add("server-answers", &recorder.take());
+    add_transcript("server-answers", &recorder.take());
     add("timeline-history", &history);
     // From the last record on, so that little comes.
     let start = Lsn(replayed.0 & !0x1FFF);
@@ -234,7 +234,7 @@ fn end_of_timeline(server: &mut TestCluster, conninfo: &str, recorder: &Recorder
     let (mut replication, next) = stream.next_timeline().unwrap();
     assert_eq!(next.unwrap().0, TimelineId(2));
     replication.identify_system().unwrap();
-    add("server-wal", &shorten::wal(start, &recorder.take()));
+    add_transcript("server-wal", &shorten::wal(start, &recorder.take()));
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
