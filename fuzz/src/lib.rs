@@ -9,6 +9,7 @@ pub mod coverage;
 pub mod engine;
 pub mod memory;
 pub mod mutate;
+pub mod seal;
 pub mod targets;
 
 use std::path::{Path, PathBuf};

@@ -27,10 +27,12 @@ const INTERESTING: [u64; 24] = [
 
 /// Pieces of the texts that are read.
 #[rustfmt::skip]
-const WORDS: [&str; 40] = [
+const WORDS: [&str; 48] = [
     "99999999999999999999", "-1", "0", "null", "{}", "[]", "\"\"", "true", "1e400", "=", "'", "\\", "\"", "\n", "\0",
     "\u{fffd}", "é", "/", "..", "%", "%00", "://", "@", ":", "?", "&", ",", "#", "T", "Z", "+14:00", "-00", " ago",
     "months", "P1Y", "1970-01-01", "9999-12-31T23:59:59Z", "FFFFFFFF/FFFFFFFF", "START WAL LOCATION: ", "[[",
+    "HTTP/1.1 404 ", "Content-Length: ", "bytes 2-6/10", "<Code>NoSuchKey</Code>", "NextContinuationToken",
+    "\"Path\": ", "0/", "\r\n",
 ];
 
 /// Changes `input` in one to a few ways; `other` is something to take pieces from. At most `most` bytes come out.
@@ -58,7 +60,7 @@ fn place(input: &[u8], random: &mut Random) -> usize {
 
 fn once(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let at = place(input, random);
-    match random.below(14) {
+    match random.below(15) {
         0 | 1 => {
             if let Some(byte) = input.get_mut(at) {
                 *byte ^= 1 << random.below(8);
@@ -72,8 +74,13 @@ fn once(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
         3 | 4 => {
             let value = INTERESTING[random.below(INTERESTING.len())].to_le_bytes();
             let width = 1 << random.below(4);
-            for (byte, value) in input.iter_mut().skip(at).zip(&value[..width]) {
-                *byte = *value;
+            let mut value = value[..width].to_vec();
+            // PostgreSQL's files are little-endian, its messages are not.
+            if random.below(2) == 0 {
+                value.reverse();
+            }
+            for (byte, value) in input.iter_mut().skip(at).zip(value) {
+                *byte = value;
             }
         }
         5 => {
@@ -84,9 +91,16 @@ fn once(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
             let Some(bytes) = input.get_mut(at..at + width) else {
                 return;
             };
+            let big_endian = random.below(2) == 0;
+            if big_endian {
+                bytes.reverse();
+            }
             value[..width].copy_from_slice(bytes);
             let changed = u64::from_le_bytes(value).wrapping_add(delta).to_le_bytes();
             bytes.copy_from_slice(&changed[..width]);
+            if big_endian {
+                bytes.reverse();
+            }
         }
         6 => {
             let length = (1 + random.below(32)).min(input.len() - at);
@@ -122,6 +136,18 @@ fn once(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
             input.splice(at..end, piece.iter().copied());
         }
         12 => input.truncate(at),
+        13 => {
+            // The next number that is written in digits becomes another.
+            let begin = input.iter().skip(at).position(u8::is_ascii_digit);
+            let begin = begin.map_or(input.len(), |skipped| at + skipped);
+            let digits = input[begin..].iter().take_while(|byte| byte.is_ascii_digit());
+            let end = begin + digits.count();
+            let mut number = INTERESTING[random.below(INTERESTING.len())].to_string();
+            if random.below(4) == 0 {
+                number.insert(0, '-');
+            }
+            input.splice(begin..end, number.into_bytes());
+        }
         _ => {
             let from = random.below(other.len());
             input.truncate(at);

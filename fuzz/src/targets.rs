@@ -5,17 +5,17 @@
 
 use std::hint::black_box;
 
+use cluster::replication::{ManifestReader, TarKind, TarReader};
 use postgres::{
     BackupLabel, Catalog, ControlFile, Lsn, PageHeader, RelationFile, SegmentHeader, SegmentIndex,
-    SegmentIndexer, SystemIdentifier, TimelineHistory, TimelineId, WalFile, WindowOfWal, tablespace_map,
-    tail_bytes, verify_page,
+    SegmentIndexer, SystemIdentifier, TimelineHistory, TimelineId, WalFile, WindowOfWal, relation_rows,
+    tablespace_map, tail_bytes, verify_page,
 };
 
-use crate::Target;
+use crate::{Target, seal};
 
-/// Those of PostgreSQL's formats and of the server's surroundings; those of the repository are
-/// [`repository::readers::READERS`].
-const OWN: [Target; 14] = [
+/// Those that are called from here; the others stand in the rooms that read (`readers::READERS`).
+const OWN: [Target; 20] = [
     ("wal-segment", wal_segment),
     ("wal-records", wal_records),
     ("wal-seam", wal_seam),
@@ -27,14 +27,31 @@ const OWN: [Target; 14] = [
     ("page", page),
     ("file-names", file_names),
     ("catalog", catalog),
-    ("conninfo", conninfo),
     ("postmaster-pid", postmaster_pid),
     ("lsn", lsn),
+    ("backup-tar", backup_tar),
+    ("server-manifest", server_manifest),
+    ("import-archive", import_archive),
+    ("import-wal-file", import_wal_file),
+    ("drill-facts", drill_facts),
+    ("server-log", server_log),
+    ("restored-marker", restored_marker),
 ];
 
 /// All targets of this crate. The binary's own (configuration, times) are in its tests, which use the same corpus.
 pub fn all() -> Vec<Target> {
-    OWN.into_iter().chain(repository::readers::READERS).collect()
+    let mut all = OWN.to_vec();
+    let rooms = repository::readers::READERS
+        .into_iter()
+        .chain(cluster::readers::READERS)
+        .chain(backup::readers::READERS);
+    for reader in rooms {
+        // Where this crate makes the bytes right first, its own target stands for it.
+        if !all.iter().any(|(name, _)| *name == reader.0) {
+            all.push(reader);
+        }
+    }
+    all
 }
 
 const SEGMENT: usize = 1 << 20;
@@ -72,6 +89,7 @@ fn index(segment: &[u8], tail: Option<&[u8]>) {
     }
     let mut window = WindowOfWal::new(header.page_address, Lsn(u64::MAX));
     black_box(window.add_segment(segment, header.timeline)).ok();
+    black_box(relation_rows(segment, header.timeline, &|_, _| true));
 }
 
 fn wal_segment(bytes: &[u8]) {
@@ -184,11 +202,10 @@ fn segment_index(bytes: &[u8]) {
 fn control_file(bytes: &[u8]) {
     black_box(ControlFile::parse(bytes)).ok();
     // Where the CRC stands in 13 to 17, and in 18.
-    for end in [288, 292] {
+    for end in seal::CONTROL_FILE_ENDS {
         let mut content = bytes.to_vec();
         content.resize(8192, 0);
-        let crc = crc32c::crc32c(&content[..end]);
-        content[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+        seal::control_file(&mut content, end);
         black_box(ControlFile::parse(&content)).ok();
     }
 }
@@ -253,13 +270,6 @@ fn catalog(bytes: &[u8]) {
     }
 }
 
-fn conninfo(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
-    if let Ok(conninfo) = cluster::conninfo::Conninfo::parse(&text) {
-        black_box((conninfo.redacted(), conninfo.get("host")));
-    }
-}
-
 fn postmaster_pid(bytes: &[u8]) {
     black_box(cluster::postmaster::PostmasterPid::parse(
         &String::from_utf8_lossy(bytes),
@@ -272,4 +282,85 @@ fn lsn(bytes: &[u8]) {
         assert_eq!(lsn.to_string().parse::<Lsn>().ok(), Some(lsn));
     }
     black_box(text.parse::<SystemIdentifier>()).ok();
+}
+
+fn backup_tar(bytes: &[u8]) {
+    for bytes in [bytes, &seal::tar(bytes)] {
+        let mut tar = TarReader::new(bytes);
+        let mut buffer = [0; 700];
+        while let Ok(Some(entry)) = tar.next_entry() {
+            if let TarKind::File { size } = entry.kind {
+                let read = match entry.mode % 2 {
+                    0 => tar.read_content(&mut buffer),
+                    _ => tar.read_whole(1 << 20).map(|content| content.len()),
+                };
+                assert!(read.is_err() || read.is_ok_and(|read| read as u64 <= size));
+            }
+            black_box(entry.path);
+        }
+    }
+}
+
+fn server_manifest(bytes: &[u8]) {
+    let mut sealed = bytes.to_vec();
+    seal::manifest(&mut sealed);
+    for bytes in [bytes, &sealed] {
+        let read = |piece: usize| {
+            let mut reader = ManifestReader::default();
+            let mut files = Vec::new();
+            for piece in bytes.chunks(piece) {
+                reader.add(piece, &mut |file| {
+                    files.push(file);
+                    Ok(())
+                })?;
+            }
+            Ok::<_, diagnostic::Error>((reader.finish()?, files))
+        };
+        let (whole, pieces) = (read(usize::MAX), read(61));
+        assert_eq!(
+            whole.ok(),
+            pieces.ok(),
+            "it does not matter in which pieces a manifest comes"
+        );
+    }
+}
+
+fn import_archive(bytes: &[u8]) {
+    backup::readers::import_archive(bytes);
+    backup::readers::import_archive(&seal::tar(bytes));
+}
+
+fn import_wal_file(bytes: &[u8]) {
+    backup::readers::import_wal_file(bytes);
+    if SegmentHeader::parse(bytes).is_ok() {
+        backup::readers::import_wal_file(&whole(bytes));
+    }
+}
+
+/// Evidence as it is read back: judged anew, and made into documents.
+fn drill_facts(bytes: &[u8]) {
+    black_box(serde_json::from_slice::<drill::Verdict>(bytes)).ok();
+    let Ok(facts) = serde_json::from_slice::<drill::Facts>(bytes) else {
+        return;
+    };
+    let verdict = drill::judge(&facts);
+    black_box(drill::document(&facts, &verdict));
+    black_box(report::markdown(&facts, &verdict));
+}
+
+/// What a copy's server wrote into its log.
+fn server_log(bytes: &[u8]) {
+    let log = String::from_utf8_lossy(bytes);
+    black_box((drill::log::stop_line(&log), drill::log::last_replayed_line(&log)));
+    black_box((
+        drill::log::paused_at_target(&log),
+        drill::log::recovery_complete(&log),
+    ));
+    black_box((drill::log::cause(&log), drill::log::excerpt(&log)));
+}
+
+fn restored_marker(bytes: &[u8]) {
+    if let Ok(marker) = serde_json::from_slice::<restore::Marker>(bytes) {
+        black_box((marker.kept_aside, marker.outside));
+    }
 }

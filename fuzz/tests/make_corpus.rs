@@ -1,5 +1,5 @@
-//! Makes the beginnings of the corpus anew: real bytes, from the fixtures that PostgreSQL 13 to 18 wrote and from a
-//! repository that is made here.
+//! Makes the beginnings of the corpus anew: real bytes, from the fixtures that PostgreSQL 13 to 18 wrote, from a
+//! repository that is made here, and from servers that are started here and listened to.
 //!
 //!     MAKE_CORPUS=yes cargo test -p pgproof-fuzz --test make_corpus -- --ignored
 //!
@@ -7,6 +7,7 @@
 
 #[path = "../../crates/repository/tests/common/mod.rs"]
 mod common;
+mod recorded;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,6 +32,14 @@ fn add(target: &str, content: &[u8]) {
     std::fs::write(folder.join(fuzz::name_of(content)), content).unwrap();
 }
 
+/// What a real server said: a test of the room that reads it follows each of these to its end.
+fn add_transcript(target: &str, content: &[u8]) {
+    let folder = fuzz::corpus_folder(target);
+    std::fs::create_dir_all(&folder).unwrap();
+    let name = format!("real-{}", fuzz::name_of(content));
+    std::fs::write(folder.join(name), content).unwrap();
+}
+
 fn postgresql() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/postgres/tests/fixtures");
     for major in 13..=18 {
@@ -39,6 +48,7 @@ fn postgresql() {
         add("wal-records", &segment);
         if major == 15 || major == 18 {
             add("wal-segment", &segment);
+            recorded::packed(TEXTS[0].1.as_bytes(), &segment);
             // The tail of another segment in front of it.
             let tail = &segment[100..300];
             add(
@@ -102,8 +112,18 @@ fn repository() {
     }
 }
 
+/// The facts of real drills.
+fn facts() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/report/tests/facts");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read(entry.unwrap().path()).unwrap();
+        let facts: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        add("drill-facts", &serde_json::to_vec(&facts).unwrap());
+    }
+}
+
 /// Texts as PostgreSQL and people write them.
-const TEXTS: [(&str, &str); 34] = [
+const TEXTS: [(&str, &str); 42] = [
     (
         "backup-label",
         "START WAL LOCATION: 2A/8F000028 (file 000000050000002A0000008F)\nCHECKPOINT LOCATION: 2A/8F000060\n\
@@ -141,6 +161,11 @@ const TEXTS: [(&str, &str); 34] = [
     (
         "conninfo",
         "postgresql://user:pass%20word@[::1]:5433,other:5434/db?connect_timeout=3&host=/tmp",
+    ),
+    (
+        "conninfo",
+        "host=a,/run hostaddr=10.0.0.1, port=1,2 user=u dbname=d connect_timeout=10 keepalives_idle=9 sslmode=require \
+         sslcert=/c sslkey=/k ssl_min_protocol_version=TLSv1.3 channel_binding=require target_session_attrs=any",
     ),
     (
         "postmaster-pid",
@@ -189,6 +214,44 @@ const TEXTS: [(&str, &str); 34] = [
         "key-file",
         "# The key\npgproof-key-1 0101010101010101010101010101010101010101010101010101010101010101 00000000\n",
     ),
+    (
+        "store-credentials",
+        "[default]\naws_access_key_id = AKIA\naws_secret_access_key = abc=\n\n[profile other]\naws_session_token = t\n",
+    ),
+    (
+        "store-credentials",
+        r#"{"Version":1,"AccessKeyId":"AKIA","SecretAccessKey":"s","SessionToken":"t","Expiration":"2026-08-15T02:00:03Z"}"#,
+    ),
+    (
+        "password-file",
+        "# a comment\nlocalhost:5432:postgres:postgres:pass\\:word\\\\\n*:*:replication:*:secret\n",
+    ),
+    (
+        "configuration-files",
+        "port = 5432\ninclude_dir 'conf.d'\ninclude_if_exists = 'a b.conf' # x\ninclude '../c/./d.conf'\n",
+    ),
+    (
+        "server-log",
+        "2026-01-25 14:30:00.123 UTC [77] startup LOG:  recovery stopping before commit of transaction 741, time 2026-01-25\n\
+         2026-01-25 14:30:00.123 UTC [77] startup LOG:  pausing at the end of recovery\n\
+         2026-01-25 14:30:00.123 UTC [77] startup HINT:  Execute pg_wal_replay_resume() to promote.\n\
+         2026-01-25 14:30:01.000 UTC [78] client backend ERROR:  syntax error\n\
+         2026-01-25 14:30:02.000 UTC [77] startup LOG:  redo done at 0/3000060 system usage: CPU\n\
+         2026-01-25 14:30:02.000 UTC [77] startup FATAL:  recovery ended before configured recovery target was reached\n",
+    ),
+    (
+        "restored-marker",
+        r#"{"version":1,"phase":"complete","cluster":"main","backup":"20260815T020003Z",
+            "system_identifier":7300000000000000001,"target":"latest","planned_at":"2026-08-15T02:00:03Z",
+            "kept_aside":[],"outside":[[16390,"/srv/space"]]}"#,
+    ),
+    (
+        "spool-note",
+        r#"{"about":{"version":"0.1.0","boot":"b","system":7300000000000000001,"data_directory":[1,2],"policy":3},
+            "file":{"device":1,"inode":2,"size":16777216,"modified":[1786759203,5],"changed":[1786759203,6]},
+            "at":"2026-08-15T02:00:03Z","outcome":{"failed":{"code":"store-full","message":"m","causes":["c"],
+            "detail":"d","hint":"h"}}}"#,
+    ),
 ];
 
 #[test]
@@ -200,6 +263,12 @@ fn the_corpus_begins() {
     }
     postgresql();
     repository();
+    facts();
+    for major in 13..=18 {
+        recorded::of_server(major);
+    }
+    recorded::of_store();
+    recorded::certificates();
     for (target, text) in TEXTS {
         add(target, text.as_bytes());
     }

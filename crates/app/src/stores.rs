@@ -102,7 +102,6 @@ fn s3(url: &str, bucket: &Bucket) -> Result<Arc<dyn Store>> {
 /// A profile of a file in AWS's form: `[name]`, then `aws_access_key_id = ...` and the others.
 fn from_file(path: &Path, profile: &str) -> Result<S3Keys> {
     let shown = path.display().to_string();
-    let failed = |why: &str| Error::new("store-credentials", format!("{shown:?} {why}"));
     let text = std::fs::read_to_string(path).map_err(|error| {
         Error::io(
             "store-credentials",
@@ -111,6 +110,16 @@ fn from_file(path: &Path, profile: &str) -> Result<S3Keys> {
         )
     })?;
     let text = zeroize::Zeroizing::new(text);
+    keys_of_profile(&text, profile).ok_or_else(|| {
+        Error::new(
+            "store-credentials",
+            format!("{shown:?} has no aws_access_key_id and aws_secret_access_key under [{profile}]"),
+        )
+    })
+}
+
+/// The keys under `[profile]`, if both are there.
+pub(crate) fn keys_of_profile(text: &str, profile: &str) -> Option<S3Keys> {
     let (mut id, mut secret, mut token) = (None, None, None);
     let mut here = false;
     for line in text.lines().map(str::trim) {
@@ -130,17 +139,12 @@ fn from_file(path: &Path, profile: &str) -> Result<S3Keys> {
             }
         }
     }
-    match (id, secret) {
-        (Some(access_key_id), Some(secret_access_key)) => Ok(S3Keys {
-            access_key_id,
-            secret_access_key,
-            session_token: token,
-            good_for: None,
-        }),
-        _ => Err(failed(&format!(
-            "has no aws_access_key_id and aws_secret_access_key under [{profile}]"
-        ))),
-    }
+    Some(S3Keys {
+        access_key_id: id?,
+        secret_access_key: secret?,
+        session_token: token,
+        good_for: None,
+    })
 }
 
 /// What a `credential_process` prints.
@@ -172,8 +176,14 @@ fn from_command(command: &str) -> Result<S3Keys> {
         return Err(failed(format!("ended with {}", output.status)));
     }
     let stdout = zeroize::Zeroizing::new(output.stdout);
+    printed_keys(&stdout, Timestamp::now())
+}
+
+/// The keys that a credentials command printed.
+pub(crate) fn printed_keys(stdout: &[u8], now: Timestamp) -> Result<S3Keys> {
+    let failed = |why: String| Error::new("store-credentials", format!("the credentials command {why}"));
     // The parser's message could repeat what it read.
-    let printed: Printed = serde_json::from_slice(&stdout).map_err(|error| {
+    let printed: Printed = serde_json::from_slice(stdout).map_err(|error| {
         failed(format!(
             "printed something else than AWS's JSON (line {}, column {})",
             error.line(),
@@ -187,7 +197,7 @@ fn from_command(command: &str) -> Result<S3Keys> {
         )));
     }
     let good_for = printed.expiration.map(|until| {
-        let left = until.duration_since(Timestamp::now());
+        let left = until.duration_since(now);
         std::time::Duration::try_from(left).unwrap_or_default()
     });
     Ok(S3Keys {

@@ -11,6 +11,7 @@ pub mod backlog;
 pub mod base;
 pub mod live_wal;
 pub mod look_ahead;
+pub mod readers;
 pub mod spool;
 pub mod wal_push;
 pub mod wal_receive;

@@ -161,6 +161,34 @@ struct Note {
     outcome: Outcome,
 }
 
+impl Note {
+    /// `None`: torn, or another version's; as if it were not there.
+    fn parse(bytes: &[u8]) -> Option<Note> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        let age = now.duration_since(self.at);
+        let limit = match self.outcome {
+            Outcome::Durable { .. } => NOTE_AGE_MAX,
+            Outcome::Failed { .. } => FAILURE_AGE_MAX,
+        };
+        age >= SignedDuration::ZERO && age <= limit
+    }
+}
+
+/// A note as it is read, for [`crate::readers`].
+pub(crate) fn read_note(bytes: &[u8]) {
+    if let Some(note) = Note::parse(bytes) {
+        for now in [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp::MAX] {
+            std::hint::black_box((note.is_fresh(now), note.file.changed_at()));
+        }
+        if let Err(error) = note.outcome.into_result() {
+            std::hint::black_box(error.render());
+        }
+    }
+}
+
 /// The folder of notes of one data directory.
 #[derive(Debug, Clone)]
 pub struct Spool {
@@ -262,14 +290,8 @@ impl Spool {
         if !metadata.is_file() || metadata.len() > NOTE_BYTES_MAX {
             return None;
         }
-        let note: Note = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
-        let age = now.duration_since(note.at);
-        let limit = match note.outcome {
-            Outcome::Durable { .. } => NOTE_AGE_MAX,
-            Outcome::Failed { .. } => FAILURE_AGE_MAX,
-        };
-        let fresh = age >= SignedDuration::ZERO && age <= limit;
-        (fresh && note.about == *about && note.file == *file).then_some(note)
+        let note = Note::parse(&std::fs::read(&path).ok()?)?;
+        (note.is_fresh(now) && note.about == *about && note.file == *file).then_some(note)
     }
 
     /// Leaves a note. Only what is durable may be called so.

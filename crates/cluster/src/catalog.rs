@@ -68,7 +68,11 @@ pub fn read_catalog(conninfo: &str, now: jiff::Timestamp) -> Result<Catalog> {
 }
 
 fn read_relations(conninfo: &str, database: &str) -> Result<Vec<Relation>> {
-    let mut session = Session::connect_with(conninfo, &options(Some(database)))?;
+    relations(&mut Session::connect_with(conninfo, &options(Some(database)))?)
+}
+
+/// Those of the database that the session is connected to.
+pub(crate) fn relations(session: &mut Session) -> Result<Vec<Relation>> {
     let rows = session.rows(RELATIONS)?;
     let letter = |row: &[Option<String>], index| column(row, index).and_then(|text| text.chars().next());
     rows.iter()

@@ -130,6 +130,24 @@ enum Directive {
     Names(String),
 }
 
+/// The files, folders and lists of names that a text includes, read both as settings and as a file of authentication.
+pub(crate) fn included(text: &str) -> Vec<PathBuf> {
+    let lines = text.lines();
+    lines
+        .flat_map(|line| {
+            let mut found = directives(line, Syntax::Settings);
+            found.extend(directives(line, Syntax::Authentication));
+            found
+        })
+        .map(|directive| match directive {
+            Directive::File(name) | Directive::Folder(name) | Directive::Names(name) => {
+                let path = normalised(&Path::new("/etc/postgresql").join(name));
+                PathBuf::from(name_of(&path, Path::new("/etc/postgresql")))
+            }
+        })
+        .collect()
+}
+
 fn directives(line: &str, syntax: Syntax) -> Vec<Directive> {
     let words = words(line);
     let mut found = Vec::new();

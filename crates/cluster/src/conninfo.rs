@@ -109,18 +109,21 @@ impl Conninfo {
             if value.is_empty() {
                 continue; // libpq: an empty value is the default
             }
-            let seconds = || Ok(Some(Duration::from_secs(number(name, value)?)));
+            // libpq's own are of 32 bits; what is longer could not be added to any time.
+            let seconds = || Ok(Some(Duration::from_secs(number::<u32>(name, value)?.into())));
             match name.as_str() {
                 "user" | "password" | "passfile" | "dbname" | "options" | "host" | "hostaddr" | "port" => {}
                 "connect_timeout" => {
-                    let seconds: i64 = number(name, value)?;
+                    let seconds: i32 = number(name, value)?;
                     if seconds > 0 {
                         // As libpq: never less than two seconds.
-                        parameters.connect_timeout = Some(Duration::from_secs(seconds.max(2).unsigned_abs()));
+                        let seconds = seconds.max(2).unsigned_abs();
+                        parameters.connect_timeout = Some(Duration::from_secs(seconds.into()));
                     }
                 }
                 "tcp_user_timeout" => {
-                    parameters.tcp_user_timeout = Some(Duration::from_millis(number(name, value)?));
+                    parameters.tcp_user_timeout =
+                        Some(Duration::from_millis(number::<u32>(name, value)?.into()));
                 }
                 "keepalives" => parameters.keepalives = number::<i64>(name, value)? != 0,
                 "keepalives_idle" => parameters.keepalives_idle = seconds()?,
@@ -353,7 +356,12 @@ fn password_from(file: &Path, wanted: &[&str; 4]) -> Result<Option<String>> {
             file.display()
         ))
     })?;
-    Ok(text.lines().find_map(|line| password_of_line(line, wanted)))
+    Ok(password_in(&text, wanted))
+}
+
+/// The password in the first line of a password file that fits.
+pub(crate) fn password_in(text: &str, wanted: &[&str; 4]) -> Option<String> {
+    text.lines().find_map(|line| password_of_line(line, wanted))
 }
 
 /// The operating system account's name, libpq's default for the user.
@@ -684,6 +692,23 @@ mod tests {
         ] {
             let error = Conninfo::parse(text).unwrap().parameters();
             assert_eq!(error.unwrap_err().code(), "conninfo-syntax", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_is_one_that_libpq_would_take() {
+        let parameters = |text: &str| Conninfo::parse(text).unwrap().parameters();
+        let longest = parameters("host=h user=u connect_timeout=2147483647").unwrap();
+        let limit = longest.connect_timeout.unwrap();
+        assert!(std::time::Instant::now().checked_add(limit).is_some());
+        for text in [
+            "connect_timeout",
+            "keepalives_idle",
+            "keepalives_interval",
+            "tcp_user_timeout",
+        ] {
+            let error = parameters(&format!("host=h user=u {text}=9223372036854775807")).unwrap_err();
+            assert_eq!(error.code(), "conninfo-syntax", "{text}");
         }
     }
 

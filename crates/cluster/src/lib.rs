@@ -17,6 +17,7 @@ pub mod facts;
 pub mod instance;
 pub mod postmaster;
 pub mod programs;
+pub mod readers;
 pub mod replication;
 pub mod sandbox;
 pub mod session;

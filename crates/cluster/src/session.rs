@@ -72,6 +72,8 @@ pub struct Session {
     version_num: u32,
     /// Why the connection can no longer be used.
     lost: Option<Error>,
+    /// A transcript in place of a server: it needs no thread, since it is never waited for.
+    replayed: Option<Wire>,
 }
 
 /// Cancels the statement that a session runs, from any thread.
@@ -149,6 +151,7 @@ impl Session {
             limit: options.statement_timeout,
             version_num: 0,
             lost: None,
+            replayed: None,
         };
         let version = session.one("SHOW server_version_num")?;
         session.version_num = version
@@ -161,6 +164,20 @@ impl Session {
             })?;
         session.execute(&pinned_settings(options, session.version_num))?;
         Ok(session)
+    }
+
+    /// With a server of this version that answers the next statements so, whatever they are.
+    pub(crate) fn replayed(said: &[u8], version_num: u32) -> Session {
+        let wire = Wire::replayed(said);
+        Session {
+            requests: None,
+            thread: None,
+            cancel: CancelHandle(wire.cancel.clone()),
+            limit: Duration::ZERO,
+            version_num,
+            lost: None,
+            replayed: Some(wire),
+        }
     }
 
     /// All rows of all results of `statement`, in order.
@@ -222,6 +239,9 @@ impl Session {
         if let Some(lost) = &self.lost {
             return Err(lost.clone());
         }
+        if let Some(wire) = &mut self.replayed {
+            return answer_of(wire, statement);
+        }
         let (answer, result) = sync_channel(1);
         let request = Request {
             statement: statement.to_string(),
@@ -271,10 +291,7 @@ pub fn sqlstate(error: &Error) -> Option<&str> {
 /// The session's thread: one request after the other, until the session is dropped.
 fn serve(mut wire: Wire, inbox: &Receiver<Request>) {
     while let Ok(request) = inbox.recv() {
-        let answer = match wire.query(&request.statement) {
-            Ok(answer) => as_text(answer),
-            Err(failure) => Err(statement_error(failure)),
-        };
+        let answer = answer_of(&mut wire, &request.statement);
         let lost = matches!(&answer, Err(error) if error.code() == "connection-lost");
         let _ = request.answer.send(answer);
         if lost {
@@ -282,6 +299,13 @@ fn serve(mut wire: Wire, inbox: &Receiver<Request>) {
         }
     }
     wire.close();
+}
+
+fn answer_of(wire: &mut Wire, statement: &str) -> Result<(Rows, u64)> {
+    match wire.query(statement) {
+        Ok(answer) => as_text(answer),
+        Err(failure) => Err(statement_error(failure)),
+    }
 }
 
 fn as_text(answer: wire::Answer) -> Result<(Rows, u64)> {

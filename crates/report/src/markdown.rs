@@ -169,7 +169,7 @@ fn timing(out: &mut String, facts: &Facts) {
         ["Restore duration".into(), part(|rto| rto.restore_ms), "-".into()],
         [
             "Service stabilization".into(),
-            part(|rto| rto.start_ms + rto.replay_ms),
+            part(|rto| rto.start_ms.saturating_add(rto.replay_ms)),
             "- (start and replay)".into(),
         ],
         ["**RTO achieved**".into(), part(|rto| rto.total_ms), objective],

@@ -143,3 +143,12 @@ fn a_point_of_the_past_says_why_it_has_no_row_proof() {
 fn the_report_is_the_same_each_time() {
     assert_eq!(report("passed"), report("passed"));
 }
+
+#[test]
+fn times_that_no_drill_takes_are_printed_all_the_same() {
+    let mut facts = facts("passed");
+    let rto = facts.rto.as_mut().expect("the copy was started");
+    (rto.start_ms, rto.replay_ms) = (u64::MAX, 1);
+    let text = report::markdown(&facts, &judge(&facts));
+    assert!(text.contains("| Service stabilization |"));
+}

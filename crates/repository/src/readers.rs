@@ -35,7 +35,7 @@ pub type Reader = (&'static str, fn(&[u8]));
 const NAME: &str = "clusters/main/packs/20260815T020003Z/00000001.rows";
 
 /// All of them.
-pub const READERS: [Reader; 11] = [
+pub const READERS: [Reader; 12] = [
     ("object-header-and-trailer", header_and_trailer),
     ("object-footer", footer),
     ("rows-pack-footer", extents),
@@ -47,6 +47,7 @@ pub const READERS: [Reader; 11] = [
     ("sealed-keyring", sealed_keyring),
     ("key-file", key_file),
     ("object-names", names),
+    ("s3-answers", crate::store::read_answers),
 ];
 
 /// As it is, and with CRCs made right: these keep out accidents, and nobody who means it.

@@ -176,6 +176,25 @@ fn passwords_are_blotted_out_of_every_form() {
     );
     assert_eq!(without_url_password("sftp://u@h/path"), "sftp://u@h/path");
     assert_eq!(without_password("host=x"), "host=x");
+    // The word also stands elsewhere.
+    assert_eq!(
+        without_password("user=password password=abc dbname=passwords"),
+        "user=password password=*** dbname=passwords"
+    );
+    assert_eq!(
+        without_password("sslpassword=a  password = 'b c'"),
+        "sslpassword=***  password=***"
+    );
+    assert_eq!(
+        without_password("postgresql://u:p?q@h/db?connect_timeout=3"),
+        "postgresql://u:***@h/db?connect_timeout=3"
+    );
+    assert_eq!(
+        without_password("postgresql://h?pass%77ord=x&user=u"),
+        "postgresql://h?pass%77ord=***&user=u"
+    );
+    let many = "password=abc ".repeat(200_000);
+    assert!(!without_password(&many).contains("abc"));
 }
 
 #[test]

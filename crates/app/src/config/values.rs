@@ -58,32 +58,44 @@ pub fn without_password(connection: &str) -> String {
         return without_url_password(connection);
     }
     let lower = connection.to_ascii_lowercase();
-    let Some(at) = lower.find("password") else {
-        return connection.to_owned();
-    };
-    let rest = &connection[at + "password".len()..];
-    let Some(value) = rest.trim_start().strip_prefix('=') else {
-        return connection.to_owned();
-    };
-    let value = value.trim_start();
-    let mut escaped = false;
-    let in_quotes = value.starts_with('\'');
-    let end = value
-        .char_indices()
-        .skip(usize::from(in_quotes))
-        .find(|(_, c)| {
-            if std::mem::take(&mut escaped) {
-                return false;
+    let mut shown = String::new();
+    let mut from = 0;
+    // A setting's name, or a word in the value of another: a user may be called so.
+    while let Some(found) = lower[from..].find("password") {
+        let begin = from + found;
+        let end = begin + "password".len();
+        shown.push_str(&connection[from..begin]);
+        from = match connection[end..].trim_start().strip_prefix('=') {
+            Some(value) => {
+                shown.push_str("password=***");
+                connection.len() - after_value(value.trim_start()).len()
             }
-            escaped = *c == '\\';
-            if in_quotes { *c == '\'' } else { c.is_whitespace() }
-        })
-        .map_or(
-            value.len(),
-            |(index, c)| if in_quotes { index + c.len_utf8() } else { index },
-        );
-    let tail = without_password(&value[end..]);
-    format!("{}password=***{tail}", &connection[..at])
+            None => {
+                shown.push_str(&connection[begin..end]);
+                end
+            }
+        };
+    }
+    shown + &connection[from..]
+}
+
+/// What stands behind the value that a text begins with.
+fn after_value(text: &str) -> &str {
+    let mut escaped = false;
+    let mut in_quotes = false;
+    for (index, c) in text.char_indices() {
+        if std::mem::take(&mut escaped) {
+            continue;
+        }
+        match c {
+            '\\' => escaped = true,
+            '\'' if index == 0 => in_quotes = true,
+            '\'' if in_quotes => return &text[index + 1..],
+            c if !in_quotes && c.is_whitespace() => return &text[index..],
+            _ => {}
+        }
+    }
+    ""
 }
 
 /// A URL as it may be shown: the password between user and host, or in the query, is blotted out.
@@ -91,20 +103,27 @@ pub fn without_url_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         return url.to_owned();
     };
-    let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let authority = match authority.rsplit_once('@') {
-        Some((user, host)) => match user.split_once(':') {
-            Some((user, _)) => format!("{user}:***@{host}"),
-            None => format!("{user}@{host}"),
-        },
-        None => authority.to_owned(),
+    // As libpq: user and password reach to an @ before the first slash, whatever else stands there.
+    let (authority, _) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (user, rest) = match authority.rfind('@') {
+        Some(at) => (&rest[..at], &rest[at..]),
+        None => ("", rest),
     };
+    let user = match user.split_once(':') {
+        Some((user, _)) => format!("{user}:***"),
+        None => user.to_owned(),
+    };
+    let (host, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let authority = format!("{user}{host}");
     let tail = match tail.split_once('?') {
         Some((path, query)) => {
             let pairs: Vec<String> = query
                 .split('&')
                 .map(|pair| match pair.split_once('=') {
-                    Some((key, _)) if key.to_ascii_lowercase().contains("password") => format!("{key}=***"),
+                    // A name may be percent-encoded.
+                    Some((key, _)) if key.contains('%') || key.to_ascii_lowercase().contains("password") => {
+                        format!("{key}=***")
+                    }
                     _ => pair.to_owned(),
                 })
                 .collect();

@@ -14,6 +14,7 @@ mod archive;
 mod facts;
 mod open;
 mod plan;
+pub(crate) mod readers;
 mod store;
 mod survey;
 mod walk;

@@ -65,6 +65,11 @@ impl ReplicationSession {
         Ok(session)
     }
 
+    /// Over a connection that is there.
+    pub(crate) fn over(wire: Wire) -> ReplicationSession {
+        ReplicationSession { wire }
+    }
+
     /// The process of the server's that serves this connection (`pg_stat_activity.pid`).
     pub fn process_id(&self) -> u32 {
         self.wire.cancel.process()

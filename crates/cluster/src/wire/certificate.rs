@@ -131,6 +131,14 @@ pub(super) fn common_name_that_counts(certificate: &[u8]) -> Option<String> {
     found
 }
 
+/// All that is read from a certificate: the data for channel binding, and the common name where it counts.
+pub(crate) fn facts(certificate: &[u8]) -> (Option<Vec<u8>>, Option<String>) {
+    (
+        end_point_binding(certificate),
+        common_name_that_counts(certificate),
+    )
+}
+
 /// subjectAltName, 2.5.29.17, among the extensions.
 fn has_alternative_names(extensions: &[u8]) -> bool {
     let Some((mut list, _)) = expect(extensions, SEQUENCE) else {

@@ -87,6 +87,21 @@ pub(crate) struct Cancel {
 }
 
 impl Cancel {
+    /// Of a connection to no server: there is nothing to cancel.
+    pub(super) fn nowhere() -> Cancel {
+        Cancel {
+            place: Place::Tcp {
+                host: String::new(),
+                address: None,
+            },
+            address: None,
+            port: 0,
+            tls: None,
+            process: 0,
+            secret: Vec::new(),
+        }
+    }
+
     pub(crate) fn process(&self) -> u32 {
         self.process
     }

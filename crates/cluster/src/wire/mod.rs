@@ -8,6 +8,7 @@
 mod auth;
 mod certificate;
 mod connect;
+mod replay;
 mod stream;
 mod tls;
 
@@ -15,7 +16,9 @@ use std::io::{self, Read, Write};
 
 use diagnostic::{Error, Result};
 
+pub(crate) use certificate::facts as certificate_facts;
 pub(crate) use connect::{Attributes, Cancel, Host, Parameters, Place, connect};
+pub(crate) use replay::log_in;
 pub(crate) use stream::Stream;
 pub(crate) use tls::{ChannelBinding, RootCertificates, TlsMode, TlsParameters};
 

@@ -1,15 +1,19 @@
-//! The bytes' way: a Unix socket, TCP, or TLS over TCP.
+//! The bytes' way: a Unix socket, TCP, or TLS over TCP; or what a server once said.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use super::replay::Replay;
+
 /// A connected stream.
 pub(crate) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<rustls::StreamOwned<rustls::ClientConnection, TcpStream>>),
+    /// A transcript in place of a server.
+    Replayed(Replay),
 }
 
 impl Stream {
@@ -20,6 +24,7 @@ impl Stream {
             Stream::Unix(stream) => stream.set_write_timeout(limit),
             Stream::Tcp(stream) => stream.set_write_timeout(limit),
             Stream::Tls(stream) => stream.sock.set_write_timeout(limit),
+            Stream::Replayed(_) => Ok(()),
         }
     }
 
@@ -31,6 +36,7 @@ impl Stream {
             Stream::Unix(stream) => stream.set_read_timeout(limit),
             Stream::Tcp(stream) => stream.set_read_timeout(limit),
             Stream::Tls(stream) => stream.sock.set_read_timeout(limit),
+            Stream::Replayed(_) => Ok(()),
         }
     }
 
@@ -57,6 +63,7 @@ impl Read for Stream {
             Stream::Unix(stream) => stream.read(buffer),
             Stream::Tcp(stream) => stream.read(buffer),
             Stream::Tls(stream) => stream.read(buffer),
+            Stream::Replayed(replay) => replay.read(buffer),
         }
     }
 }
@@ -67,6 +74,7 @@ impl Write for Stream {
             Stream::Unix(stream) => stream.write(buffer),
             Stream::Tcp(stream) => stream.write(buffer),
             Stream::Tls(stream) => stream.write(buffer),
+            Stream::Replayed(replay) => replay.write(buffer),
         }
     }
 
@@ -75,6 +83,7 @@ impl Write for Stream {
             Stream::Unix(stream) => stream.flush(),
             Stream::Tcp(stream) => stream.flush(),
             Stream::Tls(stream) => stream.flush(),
+            Stream::Replayed(replay) => replay.flush(),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! believed only when the store named it (`NoSuchKey`) or a listing shows it; the runtime, the connections
 //! and the certificates are made with the first request, so who has no S3 copy pays nothing.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -14,11 +15,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use diagnostic::{Error, Result};
+use futures_util::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{
-    Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, PutMode, PutPayload, RetryConfig,
+    Certificate, ClientOptions, GetOptions, GetRange, GetResult, ObjectStore, PutMode, PutPayload,
+    RetryConfig,
 };
 use tokio::runtime::Runtime;
 
@@ -27,15 +30,20 @@ use super::{ObjectInfo, ObjectWriter, Put, RequestCounts, Requests, Store, check
 mod attempt;
 mod credentials;
 mod http;
+mod replay;
 mod writer;
 
 use attempt::{Failed, Kind};
 use credentials::Provider;
 pub use credentials::{S3Credentials, S3Keys};
+use replay::Replay;
+pub(crate) use replay::read_answers;
 pub use writer::{PART_BYTES, SINGLE_PUT_BYTES_MAX};
 
 /// A whole object that is read at once is at most this long.
 const READ_BYTES_MAX: u64 = 1 << 30;
+/// Room that is made for a body before it comes.
+const RESERVED_BYTES_MAX: usize = 32 << 20;
 /// Two threads serve all connections; sealing and compressing happen on the callers' own.
 const RUNTIME_THREADS: usize = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -143,6 +151,7 @@ struct Inner {
     /// Any answer has come back to this process.
     answered: AtomicBool,
     condition: AtomicU8,
+    replay: Option<Replay>,
 }
 
 impl fmt::Debug for S3Store {
@@ -175,6 +184,10 @@ fn runtime() -> Result<&'static Runtime> {
 impl S3Store {
     /// Describes the store; nothing is asked of it yet. Error: `store-url`.
     pub fn new(url: &str, options: S3Options) -> Result<Self> {
+        S3Store::over(url, options, None)
+    }
+
+    fn over(url: &str, options: S3Options, replay: Option<Replay>) -> Result<Self> {
         let provider = match &options.credentials {
             S3Credentials::Source(source) => Some(Arc::new(Provider::new(source.clone()))),
             S3Credentials::Ambient(_) => None,
@@ -188,6 +201,7 @@ impl S3Store {
                 requests: Arc::new(Requests::default()),
                 answered: AtomicBool::new(false),
                 condition: AtomicU8::new(CONDITION_UNKNOWN),
+                replay,
             }),
         })
     }
@@ -257,6 +271,7 @@ impl Inner {
             .with_disable_bulk_delete(true)
             .with_http_connector(http::Connector {
                 requests: self.requests.clone(),
+                replay: self.replay.clone(),
             })
             .build()
             .map_err(wrong)
@@ -351,7 +366,7 @@ impl Inner {
                     bytes: Bytes::new(),
                 });
             }
-            let bytes = within(self.time_for(length), result.bytes()).await?;
+            let bytes = within(self.time_for(length), collected(result, length)).await?;
             Ok(Got { size, bytes })
         };
         let got = self.attempts(false, expected, fetch).await;
@@ -440,6 +455,45 @@ async fn within<T>(
             source: format!("no complete answer within {} s", time.as_secs_f32()).into(),
         })
     })
+}
+
+/// The token of the page that follows. One that was `used` before would lead in a circle, for ever.
+fn following(used: &mut HashSet<String>, next: Option<String>) -> Result<Option<String>, Failed> {
+    match next {
+        Some(token) if !used.insert(token.clone()) => Err(Failed::answer(
+            "the listing goes in a circle: a page says that the next one is one that was read before",
+        )),
+        next => Ok(next),
+    }
+}
+
+/// The body, which has so many bytes; memory grows as they come, not as they are announced.
+async fn collected(result: GetResult, length: u64) -> object_store::Result<Bytes> {
+    let mut stream = result.into_stream();
+    let mut collected = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        if piece.len() as u64 > length - collected.len() as u64 {
+            return Err(object_store::Error::Generic {
+                store: "S3",
+                source: format!("more came than the {length} bytes that were announced").into(),
+            });
+        }
+        if piece.len() as u64 == length {
+            return Ok(piece);
+        }
+        if collected.is_empty() {
+            collected.reserve((length as usize).min(RESERVED_BYTES_MAX));
+        }
+        collected.extend_from_slice(&piece);
+    }
+    match collected.len() as u64 == length {
+        true => Ok(collected.into()),
+        false => Err(object_store::Error::Generic {
+            store: "S3",
+            source: format!("{} of {length} bytes came", collected.len()).into(),
+        }),
+    }
 }
 
 /// What a GET brought.
@@ -538,8 +592,7 @@ impl Store for S3Store {
         check_prefix(prefix)?;
         let client = self.inner.client()?;
         let pages = async {
-            let mut objects = Vec::new();
-            let mut token = None;
+            let (mut objects, mut used, mut token) = (Vec::new(), HashSet::new(), None);
             loop {
                 let page = self.inner.page(client, prefix, false, None, token).await?;
                 for object in page.result.objects {
@@ -557,9 +610,9 @@ impl Store for S3Store {
                         });
                     }
                 }
-                token = page.page_token;
-                if token.is_none() {
-                    return Ok(objects);
+                match following(&mut used, page.page_token)? {
+                    Some(next) => token = Some(next),
+                    None => return Ok(objects),
                 }
             }
         };
@@ -573,8 +626,7 @@ impl Store for S3Store {
         check_prefix(prefix)?;
         let client = self.inner.client()?;
         let pages = async {
-            let mut folders = Vec::new();
-            let mut token = None;
+            let (mut folders, mut used, mut token) = (Vec::new(), HashSet::new(), None);
             loop {
                 let page = self.inner.page(client, prefix, true, None, token).await?;
                 for folder in page.result.common_prefixes {
@@ -584,9 +636,9 @@ impl Store for S3Store {
                         folders.push(name.to_owned());
                     }
                 }
-                token = page.page_token;
-                if token.is_none() {
-                    return Ok(folders);
+                match following(&mut used, page.page_token)? {
+                    Some(next) => token = Some(next),
+                    None => return Ok(folders),
                 }
             }
         };
@@ -660,6 +712,88 @@ mod tests {
             "s3://key:secret@bucket/a",
         ] {
             assert_eq!(place(wrong).unwrap_err().code(), "store-url", "{wrong}");
+        }
+    }
+
+    fn answer(head: &str, body: &str) -> String {
+        format!("HTTP/1.1 {head}\r\n\r\n{body}")
+    }
+
+    fn page(key: &str, token: &str) -> String {
+        let content = format!(
+            "<Contents><Key>some/prefix/{key}</Key><Size>3</Size>\
+             <LastModified>2026-08-15T02:00:03Z</LastModified></Contents>"
+        );
+        let token = format!("<NextContinuationToken>{token}</NextContinuationToken>");
+        answer(
+            "200 OK",
+            &format!("<ListBucketResult>{content}{token}</ListBucketResult>"),
+        )
+    }
+
+    #[test]
+    fn a_listing_that_goes_in_a_circle_is_an_error() {
+        let last = "<ListBucketResult></ListBucketResult>";
+        let straight = [page("a/1", "x"), page("a/2", "y"), answer("200 OK", last)].concat();
+        let store = replay::store(straight.as_bytes()).unwrap();
+        let names: Vec<String> = store
+            .list("a/")
+            .unwrap()
+            .into_iter()
+            .map(|object| object.name)
+            .collect();
+        assert_eq!(names, ["a/1", "a/2"]);
+        let circle = [page("a/1", "x"), page("a/2", "y"), page("a/3", "x")]
+            .concat()
+            .repeat(100);
+        let list = |store: &S3Store| store.list("a/").map(drop);
+        let folders = |store: &S3Store| store.list_folders("a/").map(drop);
+        for list in [list, folders] {
+            let error = list(&replay::store(circle.as_bytes()).unwrap()).unwrap_err();
+            assert_eq!(error.code(), "store-refused");
+            assert!(error.render().contains("circle"), "{}", error.render());
+        }
+    }
+
+    #[test]
+    fn a_body_is_as_long_as_it_was_announced_or_it_is_an_error() {
+        let object = |length: u64, body: &str| {
+            let head = format!(
+                "200 OK\r\nContent-Length: {length}\r\nETag: \"e\"\r\nLast-Modified: Sat, 15 Aug 2026 02:00:03 GMT"
+            );
+            replay::store(answer(&head, body).as_bytes()).unwrap().read("a/b")
+        };
+        assert_eq!(object(3, "abc").unwrap().unwrap(), b"abc");
+        assert_eq!(object(2, "abc").unwrap_err().code(), "store-unreachable");
+        assert_eq!(object(4, "abc").unwrap_err().code(), "store-unreachable");
+        assert_eq!(object(1 << 40, "abc").unwrap_err().code(), "object-damaged");
+    }
+
+    #[test]
+    fn a_range_is_the_one_that_was_asked_for_or_it_is_an_error() {
+        let range = |told: &str| {
+            let head = format!(
+                "206 Partial Content\r\nContent-Length: 3\r\nContent-Range: bytes {told}\r\nETag: \"e\"\r\n\
+                 Last-Modified: Sat, 15 Aug 2026 02:00:03 GMT"
+            );
+            let store = replay::store(answer(&head, "abc").as_bytes()).unwrap();
+            let mut buffer = [0; 3];
+            store.read_range_into("a/b", 2, &mut buffer).map(|()| buffer)
+        };
+        assert_eq!(range("2-4/10").unwrap(), *b"abc");
+        for told in [
+            "1-3/10",
+            "2-3/10",
+            "4-2/10",
+            "2-18446744073709551615/10",
+            "2-4/4",
+            "x",
+        ] {
+            let error = range(told).unwrap_err();
+            assert!(
+                matches!(error.code(), "store-unreachable" | "object-damaged"),
+                "{told}"
+            );
         }
     }
 }

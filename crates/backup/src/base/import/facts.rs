@@ -21,8 +21,8 @@ use super::open::{broken, fill, plain_name, unpacked};
 pub(super) const SMALL_BYTES_MAX: u64 = 1 << 20;
 /// So many of them are kept; an archive with more is nobody's backup.
 const TELLING_MAX: usize = 64;
-/// The largest segment of WAL.
-const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Of a segment, enough to tell how long it is.
+const HEADER_BYTES: usize = 8192;
 /// Names for which every size of segment allows the name.
 const SMALLEST_SEGMENT: u32 = 1 << 20;
 /// Names of ignored files that are kept for showing.
@@ -287,12 +287,14 @@ impl WalFacts {
         };
         let size = header.segment_size;
         let (Some(file), true) = (WalFile::parse(name, size), bytes.len() == size as usize) else {
-            return Err(Error::new(
-                "wal-segment-size",
-                format!("WAL segment \"{shown}\" is not complete"),
-            )
-            .detail(format!("It has {} bytes instead of {size}.", bytes.len()))
-            .hint("Bring the whole segment; a copy that was cut short cannot be used."));
+            let error =
+                |message: &str| Error::new("wal-segment-size", format!("WAL segment \"{shown}\" {message}"));
+            return Err(match bytes.len() > size as usize {
+                true => error("is longer than a segment").detail(format!("It has more than {size} bytes.")),
+                false => error("is not complete")
+                    .detail(format!("It has {} bytes instead of {size}.", bytes.len()))
+                    .hint("Bring the whole segment; a copy that was cut short cannot be used."),
+            });
         };
         if file.start(size) != Some(header.page_address) || header.timeline > file.timeline() {
             if origin == Origin::Base {
@@ -393,20 +395,22 @@ fn two_contents(name: &str, sources: &str) -> Error {
     .hint("Bring one archive of one server at a time.")
 }
 
-/// The plain bytes of a WAL file, which may be packed by itself.
+/// The plain bytes of a WAL file, which may be packed by itself: of a segment as many as its header says, of what has
+/// no such header no more than [`SMALL_BYTES_MAX`], and in both cases one more if there are more. A few packed bytes
+/// can stand for very many.
 pub(super) fn wal_bytes(shown: &str, stated: u64, content: &mut (dyn Read + Send)) -> Result<Vec<u8>> {
-    let plain = unpacked(content).map_err(|error| broken(shown, &error))?;
-    let mut bytes = Vec::with_capacity(usize::try_from(stated.min(64 << 20)).unwrap_or(0));
-    plain
-        .take(SEGMENT_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| broken(shown, &error))?;
-    if bytes.len() as u64 > SEGMENT_BYTES_MAX {
-        return Err(Error::new(
-            "wal-segment-size",
-            format!("WAL file \"{shown}\" is larger than any segment"),
-        ));
-    }
+    let failed = |error: std::io::Error| broken(shown, &error);
+    let mut plain = unpacked(content).map_err(failed)?;
+    let mut bytes = vec![0; HEADER_BYTES];
+    let count = fill(&mut plain, &mut bytes).map_err(failed)?;
+    bytes.truncate(count);
+    let most = match SegmentHeader::parse(&bytes) {
+        Ok(header) => u64::from(header.segment_size),
+        Err(_) => SMALL_BYTES_MAX,
+    };
+    bytes.reserve(usize::try_from(stated.min(most)).unwrap_or(0));
+    let rest = (most + 1).saturating_sub(count as u64);
+    plain.take(rest).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 
@@ -418,5 +422,38 @@ pub(super) fn checked_segment_size(size: u32) -> Result<u32> {
             "geometry-unsupported",
             format!("the base's WAL segments have {size} bytes"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many zeros, in a thousandth of the bytes.
+    fn zeros(count: u64) -> Vec<u8> {
+        let mut packed = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        std::io::copy(&mut std::io::repeat(0).take(count), &mut packed).unwrap();
+        packed.finish().unwrap()
+    }
+
+    #[test]
+    fn a_few_packed_bytes_that_stand_for_very_many_are_not_unpacked() {
+        let packed = zeros(300 << 20);
+        assert!(packed.len() < 100_000);
+        let read =
+            |bytes: &[u8]| wal_bytes("x", bytes.len() as u64, &mut std::io::Cursor::new(bytes.to_vec()));
+        assert_eq!(read(&packed).unwrap().len() as u64, SMALL_BYTES_MAX + 1);
+        let mut wal = WalFacts::default();
+        for (name, origin) in [
+            ("00000002.history", Origin::Archive),
+            ("000000010000000000000001.00000028.backup", Origin::Archive),
+            ("000000010000000000000001.partial", Origin::Archive),
+            ("000000010000000000000001", Origin::Base),
+        ] {
+            let mut content = std::io::Cursor::new(packed.clone());
+            wal.file("wal", name, packed.len() as u64, &mut content, origin)
+                .unwrap();
+        }
+        assert_eq!((wal.ignored, wal.others.len(), wal.segments.len()), (4, 0, 0));
     }
 }

@@ -10,7 +10,7 @@ use diagnostic::{Error, Result};
 use postgres::{BackupLabel, ControlFile, Lsn, Oid, Timestamp, tablespace_map};
 
 use super::facts::{BaseFacts, ManifestFacts, Origin, WalFacts, checked_segment_size, ends_with_path};
-use super::walk::{Base, walk_wal};
+use super::walk::{Base, members, walk_wal};
 
 /// What is there: where it lies, and what was found in it.
 pub struct Survey {
@@ -79,6 +79,15 @@ impl Survey {
             wal,
         })
     }
+}
+
+/// What one archive of a base is, with the WAL in it: bytes in, a value out.
+pub(super) fn of_archive(content: impl std::io::Read + Send, name: &str) -> Result<Resolved> {
+    let (mut facts, mut wal) = (BaseFacts::default(), WalFacts::default());
+    members(content, name, b"", &mut |source, member, content| {
+        facts.member(source, &member, content, &mut wal)
+    })?;
+    Opened::new(facts)?.resolve(&wal)
 }
 
 /// A base whose small files are read, and that its manifest does not contradict.

@@ -149,11 +149,20 @@ fn archives(folder: &Path, base: PathBuf) -> Result<Base> {
 }
 
 fn archive(path: &Path, prefix: &[u8], each: EachMember<'_>) -> Result<()> {
-    let source = path.display().to_string();
-    let mut archive = Archive::new(open(path)?, source.clone());
+    members(open(path)?, &path.display().to_string(), prefix, each)
+}
+
+/// The members of an archive that is at hand; `prefix` is put before their names.
+pub(super) fn members(
+    content: impl Read + Send,
+    source: &str,
+    prefix: &[u8],
+    each: EachMember<'_>,
+) -> Result<()> {
+    let mut archive = Archive::new(content, source.to_owned());
     while let Some(mut member) = archive.next_member()? {
         member.path = [prefix, &member.path].concat();
-        each(&source, member, &mut archive)?;
+        each(source, member, &mut archive)?;
     }
     Ok(())
 }

@@ -262,6 +262,15 @@ impl Failed {
         }
     }
 
+    /// The store answered, but what it said makes no sense.
+    pub(super) fn answer(words: &str) -> Self {
+        Failed {
+            status: Some(200),
+            words: words.to_owned(),
+            ..Failed::new(Kind::Refused)
+        }
+    }
+
     /// In our words. `doing` completes "cannot ..." (`read object "x"`).
     pub(super) fn error(&self, inner: &Inner, doing: &str) -> Error {
         let bucket = &inner.place.bucket;

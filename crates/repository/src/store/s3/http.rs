@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
 };
 
 use super::super::Requests;
+use super::replay::Replay;
 
 tokio::task_local! {
     /// The attempt that the current task is in.
@@ -59,12 +61,18 @@ impl Attempt {
 #[derive(Debug)]
 pub(super) struct Connector {
     pub(super) requests: Arc<Requests>,
+    /// Answers that were recorded, in place of a network.
+    pub(super) replay: Option<Replay>,
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = match &self.replay {
+            None => ReqwestConnector::default().connect(options)?,
+            Some(replay) => HttpClient::new(replay.clone()),
+        };
         Ok(HttpClient::new(Counting {
-            client: ReqwestConnector::default().connect(options)?,
+            client,
             requests: self.requests.clone(),
         }))
     }
@@ -124,6 +132,18 @@ impl HttpService for Counting {
             region: header("x-amz-bucket-region").map(str::to_owned),
             retry_after_seconds: header("retry-after").and_then(|value| value.trim().parse().ok()),
         }));
-        Ok(response)
+        match header("content-range").is_some_and(ends_beyond_any_object) {
+            false => Ok(response),
+            true => {
+                let why = "a range of the answer ends beyond any object";
+                Err(HttpError::new(HttpErrorKind::Decode, std::io::Error::other(why)))
+            }
+        }
     }
+}
+
+/// Whether the place of the last byte in a `Content-Range` has none behind it: the library computes that one, unchecked.
+fn ends_beyond_any_object(range: &str) -> bool {
+    let last = range.split('/').next().unwrap_or_default().rsplit('-').next();
+    last.and_then(|last| last.trim().parse().ok()) == Some(u64::MAX)
 }
