@@ -1,11 +1,12 @@
 """WAL under load: what the server's archiver needs for a segment when many wait, and what recovery waits for one.
 
-`python3 -B bench/ahead.py --account A --postgresql BIN --pgproof P [--pgbackrest P] [--segments N]` prints two tables;
-`bench/run` takes the same figures into its own run. Pushing: N segments wait, then the tool becomes the archive_command, and
-the time until the server has marked all of them as archived is divided by N; rounds go from tool to tool, and the files are
-marked as waiting again. Getting: a directory that looks as if a server recovered in it; one call after the other, with a
-pause in which a server would replay, and only the calls are timed. pgBackRest runs with archive-async=y and two processes.
-What pgproof leaves behind to work ahead is watched for its memory in rounds of their own, since watching costs CPU.
+`python3 -B bench/ahead.py --account A --postgresql BIN --pgproof P [--pgbackrest P] [--segments N]` prints two
+tables; `bench/run` takes the same figures into its own run. Pushing: N segments wait, then the tool becomes the
+archive_command, and the time until the server has marked all of them as archived is divided by N; rounds go from tool
+to tool, and the files are marked as waiting again. Getting: a directory that looks as if a server recovered in it;
+one call after the other, with a pause in which a server would replay, and only the calls are timed. pgBackRest runs
+with archive-async=y and two processes. What pgproof leaves behind to work ahead is watched for its memory in rounds
+of their own, since watching costs CPU.
 """
 
 import argparse
@@ -18,9 +19,6 @@ import time
 from measure import CommandFailed, Cost, Runner, Watch
 from servers import Cluster
 from tools import Copy, PgBackRestAsync, PgProof, PgProofPlain
-
-# Seconds after which what was left behind has ended.
-ENDS_AFTER_S = 6
 
 
 class DurableCopy(Copy):
@@ -69,7 +67,7 @@ def push_all(cluster, tool, names):
     elapsed = time.perf_counter() - started
     cluster.sql("alter system set archive_command = 'exit 1'")
     cluster.sql("select pg_reload_conf()")
-    time.sleep(ENDS_AFTER_S)
+    time.sleep(tool.ends_after_s)
     return elapsed
 
 
@@ -119,8 +117,8 @@ def begin_again(cluster, tool):
 
 
 def compare(cluster, tools, segments, rounds, pause_s, take):
-    """Calls `take(row, tool, cost)` for each round of pushing (a segment's share of it) and each call of getting. Returns
-    the names of the segments, which are marked as waiting."""
+    """Calls `take(row, tool, cost)` for each round of pushing (a segment's share of it) and each call of getting.
+    Returns the names of the segments, which are marked as waiting."""
     cluster.archive_with("exit 1")
     names = write_wal(cluster, segments)
     for number in range(rounds):

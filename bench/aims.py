@@ -1,13 +1,13 @@
 """The aims, and how a run is held against them.
 
-An aim in seconds or megabytes is a ratio to what each peer of its row took, because figures of another machine say nothing
-here; limits of memory and counts of requests are absolute. An aim is missed when the medians of the run do not reach it. It
-may be missed where `bounds.md` names what bounds it, with a profile as proof, and up to the figure that this explains;
-otherwise the run fails. A ratio of wall times that is off by less than a quarter is noise and no miss: walls of equal
-commands differ by as much. CPU, sizes, memory and requests have no such tolerance.
+An aim in seconds or megabytes is a ratio to what each peer of its row took, because figures of another machine say
+nothing here; limits of memory and counts of requests are absolute. An aim is missed when the medians of the run do
+not reach it. It may be missed where `bounds.md` names what bounds it, with a profile as proof, and up to the figure
+that this explains; otherwise the run fails. A ratio of wall times that is off by less than a quarter is noise and no
+miss: walls of equal commands differ by as much. CPU, sizes, memory and requests have no such tolerance.
 
-The figures of the aims are of a database of 4.17 GB, 20,967 small files, and a change of 2.45 % of the pages, on two cores;
-at another scale the ratios are shown for orientation.
+The figures of the aims are of a database of 4.17 GB, 20,967 small files, and a change of 2.45 % of the pages, on two
+cores; at another scale the ratios are shown for orientation.
 """
 
 import os
@@ -120,8 +120,8 @@ class Judgement:
 
 
 def read_bounds(path=BOUNDS):
-    """Sections `## AIM` or `## AIM: PEER`. Each has a line `Explains: FIGURE`, a first paragraph that names the cause, and
-    a fenced block, the profile."""
+    """Sections `## AIM` or `## AIM: PEER`. Each has a line `Explains: FIGURE`, a first paragraph that names the cause,
+    and a fenced block, the profile."""
     bounds = []
     if not os.path.exists(path):
         return bounds
@@ -135,7 +135,8 @@ def read_bounds(path=BOUNDS):
             raise SystemExit(f"{path}: section {title!r} names no aim, or does not say what it explains")
         text = re.sub(r"^Explains: .*$", "", body, count=1, flags=re.MULTILINE).strip()
         profile = re.search(r"^```\n.+?^```", text, flags=re.MULTILINE | re.DOTALL)
-        bounds.append(Bound(key, peer, float(explains.group(1)), " ".join(text.split("\n\n")[0].split()), profile is not None))
+        cause = " ".join(text.split("\n\n")[0].split())
+        bounds.append(Bound(key, peer, float(explains.group(1)), cause, profile is not None))
     return bounds
 
 
@@ -165,8 +166,8 @@ def measured_by(measurements, rows):
             values = measurements.requests.get(row, {}).get(tool)
         else:
             costs = measurements.rows.get(row, {}).get(tool, [])
-            of = {WALL: lambda cost: cost.wall_s, CPU: lambda cost: cost.cpu_s, RSS: lambda cost: cost.peak_rss_mb}[what]
-            values = [value for value in map(of, costs) if value]
+            field = {WALL: "wall_s", CPU: "cpu_s", RSS: "peak_rss_mb"}[what]
+            values = [value for value in (getattr(cost, field) for cost in costs) if value]
             if what == RSS:
                 return max(values, default=None)
         return statistics.median(values) if values else None

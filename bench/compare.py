@@ -1,10 +1,10 @@
 """Compares whole commands, interleaved in rounds, writes the results as Markdown, and holds them against the aims.
 Started by bench/run.
 
-Rounds of backups and restores (bench/rounds.py) on many small tables and on a few large ones; WAL segment by segment and
-under load, with the requests to a bucket (bench/segments.py, bench/ahead.py); drills (bench/drill.py); the start of the
-programs; memory in runs of its own, since sampling costs CPU. The exit code is 1 when a command failed and, at `--scale
-full`, when an aim is missed that no bound explains (bench/aims.py, bench/bounds.md).
+Rounds of backups and restores (bench/rounds.py) on many small tables and on a few large ones; WAL segment by segment
+and under load, with the requests to a bucket (bench/segments.py, bench/ahead.py); drills (bench/drill.py); the start
+of the programs; memory in runs of its own, since sampling costs CPU. The exit code is 1 when a command failed and, at
+`--scale full`, when an aim is missed that no bound explains (bench/aims.py, bench/bounds.md).
 """
 
 import argparse
@@ -26,7 +26,8 @@ from tools import BEST, PGPROOF, ZSTD, Copy, PgBackRest, PgBaseBackup, PgProof
 
 # The aims are for the size of `full`, and it has to be done in 35 minutes.
 SCALES = {
-    "tiny": {"pgbench": 2, "json": 10, "tables": 50, "rounds": 1, "segments": 4, "drill_segments": 3, "ahead_segments": 10},
+    "tiny": {"pgbench": 2, "json": 10, "tables": 50, "rounds": 1, "segments": 4, "drill_segments": 3,
+             "ahead_segments": 10},
     "small": {"pgbench": 20, "json": 100, "tables": 500, "rounds": 2, "segments": 15, "drill_segments": 5,
               "ahead_segments": 20},
     "full": {"pgbench": 200, "json": 1000, "tables": 5000, "rounds": 5, "segments": 60, "drill_segments": 30,
@@ -49,7 +50,8 @@ class Measurements:
         self.names.setdefault(tool.key, tool.name)
         self.rows.setdefault(row, {}).setdefault(tool.key, []).append(cost)
         if cost.wall_s > 0.2:
-            say(f"  {row}: {tool.name}: {cost.wall_s:.3f} s" + (f", {cost.cpu_s:.2f} CPU s" if cost.cpu_s is not None else "")
+            say(f"  {row}: {tool.name}: {cost.wall_s:.3f} s"
+                + (f", {cost.cpu_s:.2f} CPU s" if cost.cpu_s is not None else "")
                 + (f", {cost.peak_rss_mb:.0f} MB" if cost.peak_rss_mb else ""))
 
     def add_size(self, row, tool, size_bytes):
@@ -66,8 +68,8 @@ class Bench:
     def __init__(self, arguments, scratch):
         self.arguments = arguments
         self.scratch = scratch
-        environment = {"PATH": f"{arguments.postgresql}:/usr/local/bin:/usr/bin:/bin", "HOME": scratch, "LC_ALL": "C.UTF-8"}
-        self.runner = Runner(arguments.account, environment)
+        path = f"{arguments.postgresql}:/usr/local/bin:/usr/bin:/bin"
+        self.runner = Runner(arguments.account, {"PATH": path, "HOME": scratch, "LC_ALL": "C.UTF-8"})
         self.measurements = Measurements()
         self.versions = {}
         self.commands = {}
@@ -193,7 +195,8 @@ class Bench:
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(prog="bench/run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(prog="bench/run", description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--segments", type=int, help="WAL segments to push and get")
@@ -247,7 +250,7 @@ def main():
     judged = arguments.scale == "full" and scale == SCALES["full"] and arguments.pgproof != "none"
     judgements = aims.judge(aims.measured_by(bench.measurements, rows), bounds)
     with open(arguments.results, "w") as file:
-        file.write(results.markdown(bench, load_before, judgements, judged))
+        file.write(results.markdown(bench, load_before, judgements, rows, judged))
     missed = [each for each in judgements if each.missed]
     for each in missed:
         say(f"{each.aim.key}, against {each.peer or 'the limit'}: {each.verdict}: "

@@ -28,7 +28,7 @@ def wait_until_archived(cluster, name):
 
 
 def load_until_time(cluster, segments):
-    """Runs pgbench for so many segments of WAL; a time behind all of it, as SQL has it, with archived WAL behind that."""
+    """Runs pgbench for so many segments of WAL; a time behind all of it, as SQL has it. Archived WAL is behind that."""
     cluster.write_wal(segments)
     at = cluster.sql("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'")
     time.sleep(0.1)

@@ -151,4 +151,5 @@ class Runner:
             raise CommandFailed(f"exit code {process.returncode}: {told}\n{' '.join(command)}\n{text[-4000:]}")
         server_s = (tree_cpu_s(server_pid) - server_before_s) if server_pid else 0.0
         # getrusage(2): blocks of 512 bytes, those of children that were waited for included.
-        return Cost(wall_s, usage.ru_utime + usage.ru_stime + server_s, peak[0] / 1e6, text, usage.ru_oublock * 512 / 1e6)
+        written_mb = usage.ru_oublock * 512 / 1e6
+        return Cost(wall_s, usage.ru_utime + usage.ru_stime + server_s, peak[0] / 1e6, text, written_mb)

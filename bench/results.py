@@ -9,14 +9,15 @@ import aims
 
 HEAD = """# Whole commands, measured side by side
 
-Written by `bench/run --scale full`; what each command does and how it is measured stands in `bench/compare.py` and the
-files beside it. One run, the tools in turn in each round; what is shown is the median. Wall times on a small machine are
-noisy: differences below a quarter mean nothing; CPU is steadier. CPU is that of the command's processes and of what the
-server did meanwhile.
+Written by `bench/run --scale full`; what each command does and how it is measured stands in `bench/compare.py` and
+the files beside it. One run, the tools in turn in each round; what is shown is the median. Wall times on a small
+machine are noisy: differences below a quarter mean nothing; CPU is steadier. CPU is that of the command's processes
+and of what the server did meanwhile.
 """
-HEAD_OF_AIMS = """What we aim at, as ratios to the peers in this run (`bench/aims.py` holds the figures; memory and requests are
-absolute). *Missed: bound named* is what [bounds.md](bounds.md) explains, with a profile; *off by less than the noise* is a
-wall time that is within a quarter of the aim. The run ends with 1 if anything else is not met.
+HEAD_OF_AIMS = """What we aim at, as ratios to the peers in this run (`bench/aims.py` holds the figures; memory and
+requests are absolute). *Missed: bound named* is what [bounds.md](bounds.md) explains, with a profile; *off by less than
+the noise* is a wall time that is within a quarter of the aim. The run ends with 1 if anything else is not met. Barman
+is not measured here.
 """
 
 
@@ -39,16 +40,16 @@ def figure(value):
     return f"{value:.4f}" if value < 0.2 else f"{value:.2f}"
 
 
-def aims_section(judgements, names, judged):
+def aims_section(judgements, rows, names, judged):
     lines = ["## Aims", "", HEAD_OF_AIMS]
     if not judged:
-        lines += ["**This is not the scale that the aims are for: the verdicts are for orientation, and do not end the run "
-                  "with 1.**", ""]
+        lines += ["**This is not the scale that the aims are for: the verdicts are for orientation, and do not end the "
+                  "run with 1.**", ""]
     body = []
     for each in judgements:
         decimals = 2 if each.peer else (1 if each.aim.what == aims.RSS else 0)
         reached = "-" if each.reached is None else f"{each.reached:.{max(decimals, 1)}f}"
-        body.append([each.aim.row.split("{")[0], each.aim.what, names.get(each.peer, each.peer) or "(absolute)",
+        body.append([each.aim.row.format(**rows), each.aim.what, names.get(each.peer, each.peer) or "(absolute)",
                      f"<= {each.allowed:.{decimals}f}", reached, each.verdict])
     lines += table(["row", "measure", "peer", "aim", "reached", ""], body)
     told = {each.bound.key: each.bound for each in judgements if each.bound and not each.met}
@@ -75,17 +76,18 @@ def row_table(found, row, by_tool):
     return [f"## {row}", ""] + table(head + (["peak RSS of the tree, MB"] if sampled else []), body)
 
 
-def markdown(bench, load_before, judgements, judged):
+def markdown(bench, load_before, judgements, rows, judged):
     found = bench.measurements
     lines = [HEAD]
-    lines += [f"Machine: {os.cpu_count()} cores, {memory_gb():.0f} GB of memory, Linux {platform.release().split('-')[0]}, "
+    kernel = platform.release().split("-")[0]
+    lines += [f"Machine: {os.cpu_count()} cores, {memory_gb():.0f} GB of memory, Linux {kernel}, "
               f"load {load_before:.2f} before the run. {time.strftime('%Y-%m-%d', time.gmtime())}. "
               f"The run took {bench.minutes():.0f} minutes.", ""]
     if load_before > 0.5:
         lines += ["**The machine was not idle: only ratios within a row say anything.**", ""]
     lines += table(["tool", "version"], [[found.names[key], version] for key, version in bench.versions.items()])
     lines += [f"- {note}" for note in bench.notes] + [""]
-    lines += aims_section(judgements, found.names, judged)
+    lines += aims_section(judgements, rows, found.names, judged)
     for row, by_tool in sorted(found.rows.items(), key=lambda item: "(" in item[0]):
         lines += row_table(found, row, by_tool)
     lines += ["## Sizes", ""]
@@ -99,7 +101,8 @@ def markdown(bench, load_before, judgements, judged):
             for row, by_tool in found.requests.items() for key in found.names if key in by_tool])
     lines += ["## Commands", "", "Paths below the scratch folder are shown as `$S`.", ""]
     for row, by_tool in bench.commands.items():
-        lines += [f"- {row}:"] + [f"  - {found.names[key]}: `{shown(command, bench)}`" for key, command in by_tool.items()]
+        lines.append(f"- {row}:")
+        lines += [f"  - {found.names[key]}: `{shown(command, bench)}`" for key, command in by_tool.items()]
     lines += [""]
     if found.failures:
         lines += ["## Failures", "", "A command that failed is in no figure above.", ""]

@@ -1,6 +1,7 @@
-"""Rounds of backups and restores: each gives every tool a new repository and runs full backups, a change of about 2.5 % of
-the pages, second backups, restores (repository not in the page cache), delta restores of what was restored and then
-damaged, verifications; the order of the tools turns with the round."""
+"""Rounds of backups and restores: each gives every tool a new repository and runs full backups, a change of about 2.5
+% of the pages, second backups, restores (repository not in the page cache), delta restores of what was restored and
+then damaged, verifications; the order of the tools turns with the round.
+"""
 
 import os
 import random
@@ -31,13 +32,13 @@ class Floor:
         self.cluster = cluster
 
     def restore(self, into):
-        return ["sh", "-c", f"mkdir -m 700 '{into}' && cd '{self.cluster.data}' && find base -type f -size +1M -print0 | "
-                            f"xargs -0 -P 2 -I@ sh -c 'dd if=@ of=\"{into}/$(basename @)\" bs=1M oflag=direct status=none' "
-                            f"&& sync -f '{into}'"]
+        copy = f"dd if=@ of=\"{into}/$(basename @)\" bs=1M oflag=direct status=none"
+        return ["sh", "-c", f"mkdir -m 700 '{into}' && cd '{self.cluster.data}' && find base -type f -size +1M -print0 "
+                            f"| xargs -0 -P 2 -I@ sh -c '{copy}' && sync -f '{into}'"]
 
 
 def damage(directory, seed):
-    """Changes a byte in one of a hundred pages of the large relation files; what the pages were. The files leave the page
+    """Changes a byte in one of a hundred pages of the large relation files; what they were. The files leave the page
     cache."""
     chosen = random.Random(seed)
     were = []
@@ -77,11 +78,12 @@ def must_be_whole(found, expected):
 
 
 class Rounds:
-    """`suffix` is put behind the names of rows. `clear`: what a round made is removed after it. Otherwise everything stays,
-    because ext4 takes very long to create files for minutes after thousands were deleted, and would charge that to whoever
-    is next. `keys`: only these tools. `delta`, `floor`: measure those too."""
+    """`suffix` is put behind the names of rows. `clear`: what a round made is removed after it. Otherwise everything
+    stays, because ext4 takes very long to create files for minutes after thousands were deleted, and would charge that
+    to whoever is next. `keys`: only these tools. `delta`, `floor`: measure those too."""
 
-    def __init__(self, bench, cluster, suffix="", change=False, memory=False, clear=True, keys=None, delta=False, floor=False):
+    def __init__(self, bench, cluster, suffix="", change=False, memory=False, clear=True, keys=None, delta=False,
+                 floor=False):
         self.bench, self.cluster, self.suffix = bench, cluster, suffix
         self.change, self.memory, self.clear = change, memory, clear
         self.keys, self.delta, self.floor = keys, delta, floor
@@ -129,7 +131,8 @@ class Rounds:
         bench, cluster = self.bench, self.cluster
         cluster.archive_with(None)
         changed, total = cluster.change_pages(number, CHANGE_EVERY)
-        bench.notes.append(f"Round {shown}{self.suffix}: {changed} of {total} pages changed ({100 * changed / total:.2f} %).")
+        share = 100 * changed / total
+        bench.notes.append(f"Round {shown}{self.suffix}: {changed} of {total} pages changed ({share:.2f} %).")
         for tool in whole:
             if not tool.second:
                 continue
@@ -137,7 +140,8 @@ class Rounds:
             cluster.archive_with(tool.archive)
             if self.measure("second backup", tool, tool.second):
                 expected[tool.key] = cluster.relation_files()
-            bench.measurements.add_size(f"added by the second backup{self.suffix}", tool, tool.repository_bytes() - before)
+            added = tool.repository_bytes() - before
+            bench.measurements.add_size(f"added by the second backup{self.suffix}", tool, added)
 
     def restore(self, number, tool, expected):
         bench, cluster = self.bench, self.cluster
@@ -152,7 +156,8 @@ class Rounds:
                 tool.forget_cache()
                 cost = self.measure("delta restore, 1 % damaged", tool, tool.restore_delta(into))
                 if cost:
-                    bench.measurements.add_size(f"written by the delta restore{self.suffix}", tool, cost.written_mb * 1e6)
+                    written = cost.written_mb * 1e6
+                    bench.measurements.add_size(f"written by the delta restore{self.suffix}", tool, written)
                     bench.check("delta restore, 1 % damaged", tool, lambda: must_be_as_before(were))
         if self.clear:
             shutil.rmtree(into, ignore_errors=True)

@@ -1,5 +1,6 @@
-"""WAL segment by segment: pushed and fetched by themselves, ahead of the server under load, and what a bucket is asked for
-each."""
+"""WAL segment by segment: pushed and fetched by themselves, ahead of the server under load, and what a bucket is
+asked for each.
+"""
 
 import os
 import re
@@ -122,6 +123,7 @@ def requests(bench, cluster, names):
               [tool.wal_get(os.path.basename(path), fetched) for path in paths[1:]])
         # What `wal push` leaves behind when more segments wait.
         tool = begin_in(bucket, bench, cluster, PgProof, home)
+        ahead.mark_as_waiting(cluster, names)
         count(bench, bucket, "S3 requests for a segment, pushed ahead", tool, paths,
               [[*tool.base, "wal", "push-ahead", "--cluster", "bench", paths[0]]])
     except CommandFailed as error:
@@ -136,8 +138,8 @@ def begin_in(bucket, bench, cluster, kind, home):
     tool.key = PGPROOF
     tool.make_home()
     credentials = os.path.join(tool.home, "credentials")
-    tool.runner.run(["sh", "-c", "umask 077; printf '[default]\naws_access_key_id = bench\naws_secret_access_key = bench\n'"
-                                 f" > '{credentials}'"], cluster.folder)
+    lines = r"[default]\naws_access_key_id = bench\naws_secret_access_key = bench\n"
+    tool.runner.run(["sh", "-c", f"umask 077; printf '{lines}' > '{credentials}'"], cluster.folder)
     tool.init(f"s3://bench/{kind.__name__}", "--endpoint", bucket.endpoint, "--allow-http", "--region", "us-east-1",
               "--credentials-file", credentials)
     cluster.archive_with("exit 1")

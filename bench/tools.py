@@ -35,6 +35,7 @@ def forget_cache(folder):
 
 class Tool:
     archive = None  # its archive_command
+    ends_after_s = 0.5  # what its archive_command has left behind has ended
     wal_push = wal_get = verify = second = verify_stored = verify_restored = restore_delta = None
 
     def __init__(self, key, name, cluster, runner, home):
@@ -66,8 +67,8 @@ class PgBaseBackup(Tool):
         self.method = method
         self.program = os.path.join(self.cluster.programs, "pg_basebackup")
         level = ":level=1" if method == "zstd" else ""
-        self.full = [self.program, "-d", self.cluster.conninfo, "-D", self.repository, "-Ft", "-X", "fetch", "-c", "fast",
-                     f"--compress=server-{method}{level}"]
+        self.full = [self.program, "-d", self.cluster.conninfo, "-D", self.repository, "-Ft", "-X", "fetch",
+                     "-c", "fast", f"--compress=server-{method}{level}"]
         self.start = [self.program, "--version"]
 
     @property
@@ -152,7 +153,8 @@ class PgBackRest(Tool):
         self.runner.run([*self.base, "stanza-create"], self.cluster.folder)
 
     def restore(self, into):
-        return ["sh", "-c", f"mkdir -m 700 '{into}' && {' '.join(self.base)} '--pg1-path={into}' --type=immediate restore"]
+        restore = f"{' '.join(self.base)} '--pg1-path={into}' --type=immediate restore"
+        return ["sh", "-c", f"mkdir -m 700 '{into}' && {restore}"]
 
     def restore_delta(self, into):
         return [*self.base, f"--pg1-path={into}", "--delta", "--type=immediate", "restore"]
@@ -178,6 +180,8 @@ class PgBackRest(Tool):
 class PgBackRestAsync(PgBackRest):
     """Pushes and fetches ahead."""
 
+    ends_after_s = 3
+
     def __init__(self, *rest):
         super().__init__(*rest)
         self.key = ASYNC
@@ -189,6 +193,8 @@ class PgBackRestAsync(PgBackRest):
 
 class PgProof(Tool):
     """Always encrypted; there is one kind of backup."""
+
+    ends_after_s = 6
 
     def __init__(self, program, *rest):
         super().__init__(PGPROOF, "pgproof", *rest)
@@ -209,8 +215,9 @@ class PgProof(Tool):
         self.init(f"file://{self.repository}")
 
     def init(self, repository, *more):
-        self.runner.run([*self.base, "init", "--connection", self.cluster.conninfo, "--data-directory", self.cluster.data,
-                         "--cluster", "bench", "--repository", repository, "--replace-archive-command", *more],
+        self.runner.run([*self.base, "init", "--connection", self.cluster.conninfo,
+                         "--data-directory", self.cluster.data, "--cluster", "bench", "--repository", repository,
+                         "--replace-archive-command", *more],
                         self.cluster.folder)
 
     def configure(self, section, text):
@@ -243,6 +250,8 @@ class PgProof(Tool):
 
 class PgProofPlain(PgProof):
     """Neither pushes nor fetches ahead."""
+
+    ends_after_s = 0.5
 
     def __init__(self, *rest):
         super().__init__(*rest)
