@@ -103,6 +103,8 @@ def get_all(cluster, tool, names, pause_s):
             with open(os.path.join(cluster.data, "pg_wal", name), "rb") as original:
                 if placed.read() != original.read():
                     raise CommandFailed(f"{tool.name}: {name} came back different")
+        # As the server does before it asks for the next one.
+        os.unlink(os.path.join(directory, destination))
         time.sleep(pause_s)
     os.unlink(os.path.join(directory, "postmaster.pid"))
     time.sleep(1.5)

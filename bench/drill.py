@@ -6,6 +6,7 @@ whoever restores with it.
 All tools archive the same WAL at once. The repositories are not in the page cache when a drill begins.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -84,8 +85,7 @@ def drill_of_pgproof(bench, tool, at):
     if document.get("rto_seconds") is None:
         bench.measurements.failed(ROW, tool, CommandFailed(f"the drill reached nothing: {document.get('reasons')}"))
         return
-    cost.wall_s = document["rto_seconds"]
-    bench.measurements.add(ROW, tool, cost)
+    bench.measurements.add(ROW, tool, dataclasses.replace(cost, wall_s=document["rto_seconds"]))
 
 
 def recovery(bench, tool, at):
