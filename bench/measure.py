@@ -3,7 +3,8 @@
 Memory is sampled (every 5 ms) only when asked for, because sampling costs CPU on a small machine. It is the sum
 of the resident sets of the processes alive at one moment, shared pages counted for each process, and never below
 the kernel's own high-water mark of the largest process. (The mark in the command's resource usage is of no use: it
-includes this program's own memory between fork and exec.)
+includes this program's own memory between fork and exec.) What a command leaves behind is in no tree: `Watch` finds it
+by the words of its command line.
 """
 
 import os
@@ -19,9 +20,10 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 @dataclass
 class Cost:
     wall_s: float
-    cpu_s: float
-    peak_rss_mb: float
-    output: str
+    cpu_s: float | None = None  # None: not measured
+    peak_rss_mb: float = 0.0  # 0: not sampled
+    output: str = ""
+    written_mb: float = 0.0  # what the command's processes gave the kernel to write, to the page cache or past it
 
 
 class CommandFailed(Exception):
@@ -71,6 +73,44 @@ def tree_cpu_s(pid):
     return ticks / TICKS_PER_SECOND
 
 
+def high_water_mark_mb(pid):
+    """The most memory that a process has had; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next((int(line.split()[1]) * 1024 / 1e6 for line in status if line.startswith("VmHWM:")), 0.0)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
+class Watch:
+    """While it is open: the most memory of any process whose command line holds all of these words."""
+
+    def __init__(self, *words):
+        self.words = [word.encode() for word in words]
+        self.peak_rss_mb = 0.0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+
+    def _watch(self):
+        while not self.ended.wait(0.02):
+            for pid in filter(str.isdigit, os.listdir("/proc")):
+                try:
+                    with open(f"/proc/{pid}/cmdline", "rb") as words:
+                        line = words.read()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if all(word in line for word in self.words):
+                    self.peak_rss_mb = max(self.peak_rss_mb, high_water_mark_mb(pid))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+
 class Runner:
     """Runs commands as one account, in an environment of its own."""
 
@@ -110,4 +150,6 @@ class Runner:
             told = next((line for line in lines if "error" in line.lower()), lines[-1])
             raise CommandFailed(f"exit code {process.returncode}: {told}\n{' '.join(command)}\n{text[-4000:]}")
         server_s = (tree_cpu_s(server_pid) - server_before_s) if server_pid else 0.0
-        return Cost(wall_s, usage.ru_utime + usage.ru_stime + server_s, peak[0] / 1e6, text)
+        # getrusage(2): blocks of 512 bytes, those of children that were waited for included.
+        written_mb = usage.ru_oublock * 512 / 1e6
+        return Cost(wall_s, usage.ru_utime + usage.ru_stime + server_s, peak[0] / 1e6, text, written_mb)

@@ -18,6 +18,7 @@ pub mod wal_receive;
 
 mod history_file;
 mod previous_tail;
+mod room;
 
 pub use backlog::{Backlog, BacklogLimits};
 pub use base::{

@@ -1,8 +1,9 @@
 //! Pushes the segments that wait behind the one that the archiver asked for, several at once. `docs/design/0021`.
 //!
-//! Invariants: each file goes through [`push`] exactly as if the archiver had asked for it; a note that it is durable is
-//! left only after that has succeeded; the first failure ends the work, and the call for that file tells it; nothing
-//! waits here for ever: without work the process ends, and so it does when the server is gone.
+//! Invariants: each file goes through [`push`](crate::wal_push::push) exactly as if the archiver had asked for it; a
+//! note that it is durable is left only after that has succeeded; the first failure ends the work, and the call for
+//! that file tells it; nothing waits here for ever: without work the process ends, and so it does when the server is
+//! gone.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,11 +14,12 @@ use diagnostic::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
 use postgres::{TimelineId, segment_name};
 
+use crate::room::Room;
 use crate::spool::{Circumstances, FileIdentity, Outcome, Spool, Worker};
-use crate::wal_push::{Copy, PushOptions, push};
+use crate::wal_push::{Copy, PushOptions, push_within};
 
-/// Segments of all threads together are at most so many bytes, unless one alone is larger: a push holds its segment in
-/// memory.
+/// Segments of all threads together are at most so many bytes, unless one alone is larger. A push holds its segment in
+/// memory until it is compressed, and half of the threads do so at a time, while the others make theirs durable.
 const BYTES_AT_ONCE_MAX: u64 = 32 << 20;
 /// So many numbers behind the next expected one are tried: one that was archived meanwhile no longer waits.
 const PROBES: u64 = 8;
@@ -70,6 +72,7 @@ pub fn push_ahead(copies: &[Copy<'_>], options: &AheadOptions<'_>, worker: &Work
     let work = Work {
         copies,
         options,
+        room: Room::new(threads / 2),
         next: Mutex::new(options.first.1),
         last_found: Mutex::new(Instant::now()),
         busy: AtomicU64::new(0),
@@ -92,6 +95,8 @@ pub fn push_ahead(copies: &[Copy<'_>], options: &AheadOptions<'_>, worker: &Work
 struct Work<'a> {
     copies: &'a [Copy<'a>],
     options: &'a AheadOptions<'a>,
+    /// For the segments in memory.
+    room: Room,
     /// The number to look for next. It only grows.
     next: Mutex<u64>,
     last_found: Mutex<Instant>,
@@ -181,7 +186,7 @@ impl Work<'_> {
             path: path.clone(),
             ..self.options.push.clone()
         };
-        match push(self.copies, &options, clock()) {
+        match push_within(Some(&self.room), self.copies, &options, clock()) {
             // Replaced while we waited: it is durable, but this note could not tell it from what comes later.
             Ok(result) if result.identity != Some(file) => Ok(true),
             Ok(result) => {

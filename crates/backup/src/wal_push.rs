@@ -8,7 +8,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
@@ -20,6 +20,7 @@ use repository::{ClusterRepository, PutWal, WalFileKind, Writer};
 use serde::Serialize;
 
 use crate::previous_tail::previous_tail;
+use crate::room::{Held, Room};
 use crate::spool::FileIdentity;
 
 /// Stands in a restored data directory until it is adopted; nothing is archived from such a directory.
@@ -80,12 +81,21 @@ pub struct PushResult {
     pub identity: Option<FileIdentity>,
 }
 
-/// The file that is to be pushed, read and recognised.
+/// A copy's share in what a file holds: the memory is free again when every copy has compressed it.
+#[derive(Clone)]
+struct Share<'r>(Arc<Held<'r>>);
+
+impl AsRef<[u8]> for Share<'_> {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.bytes
+    }
+}
+
+/// The file that is to be pushed, recognised.
 struct Source {
     system: SystemIdentifier,
     file: WalFile,
     name: String,
-    bytes: Vec<u8>,
     /// As it was read; `None` for what came over the wire.
     identity: Option<FileIdentity>,
     /// Where the segment before may lie; `None` for what came over the wire.
@@ -108,6 +118,16 @@ pub(crate) struct Received {
 /// Errors: `wal-restored-directory`, `wal-file-name`, `wal-file-missing`, `wal-file-changed`, `wal-segment-name`, `wal-segment-size`,
 /// `wal-segment-system`, `wal-second-writer`, `wal-conflict`, `wal-not-acknowledged`, and those of the stores.
 pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) -> Result<PushResult> {
+    push_within(None, copies, options, now)
+}
+
+/// The same; waits for room before it reads the file.
+pub(crate) fn push_within(
+    room: Option<&Room>,
+    copies: &[Copy<'_>],
+    options: &PushOptions,
+    now: jiff::Timestamp,
+) -> Result<PushResult> {
     let began = Instant::now();
     let mut phases = PushPhases::default();
     let needed = options.acknowledge.max(1);
@@ -120,12 +140,13 @@ pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) ->
     }
     refuse_restored(&options.data_directory)?;
     let (_, control) = cluster::read_control_file(&options.data_directory)?;
-    let source = read(options, &control)?;
+    let mut held = room.map_or_else(|| Held::alone(Vec::new()), Room::take);
+    let source = read(options, &control, &mut held.bytes)?;
     phases.read = began.elapsed();
 
     match source.file {
-        WalFile::Segment { .. } | WalFile::Partial { .. } => drop(check_header(&source)?),
-        WalFile::History { timeline } => drop(TimelineHistory::parse(timeline, &source.bytes)?),
+        WalFile::Segment { .. } | WalFile::Partial { .. } => drop(check_header(&source, &held.bytes)?),
+        WalFile::History { timeline } => drop(TimelineHistory::parse(timeline, &held.bytes)?),
         WalFile::BackupHistory { .. } => {}
     }
 
@@ -134,7 +155,9 @@ pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) ->
         host_id: options.host_id.clone(),
         data_directory: options.data_directory.to_string_lossy().into_owned(),
     };
-    let outcomes = in_parallel(copies, |copy| claim(copy.repository, &source, &writer, now));
+    let outcomes = in_parallel(copies.to_vec(), |copy| {
+        claim(copy.repository, &source, &writer, now)
+    });
     // A second writer is refused before anything is stored in any copy.
     if let Some(error) = outcomes
         .iter()
@@ -143,15 +166,19 @@ pub fn push(copies: &[Copy<'_>], options: &PushOptions, now: jiff::Timestamp) ->
     {
         return Err(error.clone());
     }
-    let claimed: Vec<(Copy<'_>, Result<()>)> = copies.iter().copied().zip(outcomes).collect();
+    let share = Share(Arc::new(held));
+    let claimed: Vec<_> = (copies.iter().copied().zip(outcomes))
+        .map(|(copy, claim)| (copy, claim, share.clone()))
+        .collect();
+    drop(share);
     // Made once for all copies, beside the compression, and not at all when every copy has the segment already.
     let indexed = OnceLock::new();
-    let stored = in_parallel(&claimed, |(copy, claim)| {
-        claim.clone()?;
-        store(copy.repository, &source, || {
+    let stored = in_parallel(claimed, |(copy, claim, share)| {
+        claim?;
+        store(copy.repository, &source, share, |bytes| {
             let (index, _) = indexed.get_or_init(|| {
                 let began = Instant::now();
-                (index(&source), began.elapsed())
+                (index(&source, bytes), began.elapsed())
             });
             index.clone()
         })
@@ -207,7 +234,8 @@ pub fn refuse_restored(data_directory: &Path) -> Result<()> {
     }
 }
 
-fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
+/// Reads the file into the empty buffer.
+fn read(options: &PushOptions, control: &ControlFile, bytes: &mut Vec<u8>) -> Result<Source> {
     let path = options.data_directory.join(&options.path);
     let size = control.wal_segment_size;
     let name = path
@@ -232,7 +260,7 @@ fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
         WalFile::Segment { .. } | WalFile::Partial { .. } => u64::from(size),
         WalFile::History { .. } | WalFile::BackupHistory { .. } => SMALL_FILE_BYTES_MAX,
     };
-    let (bytes, identity) = read_file(&path, limit)?;
+    let identity = read_file(&path, limit, bytes)?;
     if matches!(file, WalFile::Segment { .. } | WalFile::Partial { .. }) && bytes.len() as u64 != limit {
         return Err(Error::new(
             "wal-segment-size",
@@ -245,7 +273,6 @@ fn read(options: &PushOptions, control: &ControlFile) -> Result<Source> {
         system: control.system_identifier,
         file,
         name,
-        bytes,
         identity: Some(identity),
         pg_wal: Some(pg_wal),
         wal_segment_size: size,
@@ -260,13 +287,13 @@ pub(crate) fn push_received(
     writer: &Writer,
     now: jiff::Timestamp,
 ) -> Result<PutWal> {
-    let source = recognised(received)?;
+    let (source, bytes) = recognised(received)?;
     claim(repository, &source, writer, now)?;
-    store(repository, &source, || index(&source))
+    store(repository, &source, bytes, |bytes| index(&source, bytes))
 }
 
 /// Whether a received file is what its name says.
-fn recognised(received: Received) -> Result<Source> {
+fn recognised(received: Received) -> Result<(Source, Vec<u8>)> {
     let Some(file) = WalFile::parse(&received.name, received.wal_segment_size) else {
         return Err(Error::new(
             "wal-file-name",
@@ -277,34 +304,34 @@ fn recognised(received: Received) -> Result<Source> {
         system: received.system,
         file,
         name: received.name,
-        bytes: received.bytes,
         identity: None,
         pg_wal: None,
         wal_segment_size: received.wal_segment_size,
     };
+    let bytes = received.bytes;
     match source.file {
-        WalFile::History { timeline } => drop(TimelineHistory::parse(timeline, &source.bytes)?),
+        WalFile::History { timeline } => drop(TimelineHistory::parse(timeline, &bytes)?),
         WalFile::BackupHistory { .. } => {}
-        _ if source.bytes.len() as u64 != u64::from(source.wal_segment_size) => {
+        _ if bytes.len() as u64 != u64::from(source.wal_segment_size) => {
             return Err(Error::new(
                 "wal-segment-size",
                 format!("WAL segment {} is not complete", source.name),
             ));
         }
-        _ => drop(check_header(&source)?),
+        _ => drop(check_header(&source, &bytes)?),
     }
-    Ok(source)
+    Ok((source, bytes))
 }
 
 /// Stores a file that somebody brought from another archive, under the same rules as [`push`] but for the claim: who brings
 /// old WAL is not who writes the timeline. Errors as [`push_received`], without `wal-second-writer`.
 pub(crate) fn push_imported(repository: &ClusterRepository, received: Received) -> Result<PutWal> {
-    let source = recognised(received)?;
-    store(repository, &source, || index(&source))
+    let (source, bytes) = recognised(received)?;
+    store(repository, &source, bytes, |bytes| index(&source, bytes))
 }
 
-/// Reads at most `limit` bytes; a longer file is an error, and so is one that changes meanwhile.
-fn read_file(path: &Path, limit: u64) -> Result<(Vec<u8>, FileIdentity)> {
+/// Reads at most `limit` bytes into the empty buffer; a longer file is an error, and so is one that changes meanwhile.
+fn read_file(path: &Path, limit: u64, bytes: &mut Vec<u8>) -> Result<FileIdentity> {
     let failed = |error: &std::io::Error| {
         if error.kind() == std::io::ErrorKind::NotFound {
             Error::new(
@@ -326,10 +353,10 @@ fn read_file(path: &Path, limit: u64) -> Result<(Vec<u8>, FileIdentity)> {
             .map_err(|error| failed(&error))
     };
     let before = identity(&file)?;
-    let mut bytes = Vec::with_capacity(usize::try_from(limit).unwrap_or(0).saturating_add(1));
+    bytes.reserve_exact(usize::try_from(limit).unwrap_or(0).saturating_add(1));
     (&file)
         .take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
+        .read_to_end(bytes)
         .map_err(|error| failed(&error))?;
     if bytes.len() as u64 > limit {
         return Err(Error::new(
@@ -346,12 +373,12 @@ fn read_file(path: &Path, limit: u64) -> Result<(Vec<u8>, FileIdentity)> {
             "PostgreSQL does not write to a file any more that it wants archived. It will be tried again.",
         ));
     }
-    Ok((bytes, before))
+    Ok(before)
 }
 
 /// Holds the first page against the name and against the archiver's own cluster.
-fn check_header(source: &Source) -> Result<SegmentHeader> {
-    let header = SegmentHeader::parse(&source.bytes)?;
+fn check_header(source: &Source, bytes: &[u8]) -> Result<SegmentHeader> {
+    let header = SegmentHeader::parse(bytes)?;
     if header.system_identifier != source.system {
         return Err(Error::new(
             "wal-segment-system",
@@ -387,8 +414,8 @@ fn check_header(source: &Source) -> Result<SegmentHeader> {
 }
 
 /// Indexes a segment, with the record that spans its start when the segment before is still there.
-fn index(source: &Source) -> Result<SegmentIndex> {
-    let header = check_header(source)?;
+fn index(source: &Source, bytes: &[u8]) -> Result<SegmentIndex> {
+    let header = check_header(source, bytes)?;
     let before = Some(()).filter(|()| header.remaining_length > 0).and_then(|()| {
         previous_tail(
             source.pg_wal.as_deref()?,
@@ -397,7 +424,7 @@ fn index(source: &Source) -> Result<SegmentIndex> {
             source.wal_segment_size,
         )
     });
-    SegmentIndexer::index(&source.bytes, &source.file, before.as_deref())
+    SegmentIndexer::index(bytes, &source.file, before.as_deref())
 }
 
 /// A segment in which valid WAL ends early is kept all the same: refusing it would stop the archiver, and its index says
@@ -426,19 +453,20 @@ fn claim(
 fn store(
     repository: &ClusterRepository,
     source: &Source,
-    index: impl FnOnce() -> Result<SegmentIndex> + Send,
+    bytes: impl AsRef<[u8]>,
+    index: impl FnOnce(&[u8]) -> Result<SegmentIndex> + Send,
 ) -> Result<PutWal> {
     let kind = match source.file {
         WalFile::Segment { .. } => {
             return repository
-                .put_segment_with(source.system, &source.file, &source.bytes, index)
+                .put_segment_with(source.system, &source.file, bytes, index)
                 .map(|(put, _)| put);
         }
         WalFile::Partial { .. } => WalFileKind::Partial,
         WalFile::History { .. } => WalFileKind::History,
         WalFile::BackupHistory { .. } => WalFileKind::Label,
     };
-    repository.put_file(source.system, kind, &source.name, &source.bytes)
+    repository.put_file(source.system, kind, &source.name, bytes.as_ref())
 }
 
 /// The policy, and what overrules it: content that contradicts what is archived is never passed over.
@@ -473,12 +501,16 @@ fn acknowledge(name: &str, outcomes: &[CopyOutcome], needed: usize) -> Result<()
 }
 
 /// Runs `work` for each item, in threads when there are several.
-fn in_parallel<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> Result<T> + Sync) -> Vec<Result<T>> {
-    if let [item] = items {
-        return vec![work(item)];
+fn in_parallel<I: Send, T: Send>(items: Vec<I>, work: impl Fn(I) -> Result<T> + Sync) -> Vec<Result<T>> {
+    if items.len() == 1 {
+        return items.into_iter().map(work).collect();
     }
+    let work = &work;
     std::thread::scope(|scope| {
-        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
+        let threads: Vec<_> = items
+            .into_iter()
+            .map(|item| scope.spawn(move || work(item)))
+            .collect();
         let ended = || Error::new("wal-push", "a thread of the push ended unexpectedly");
         threads
             .into_iter()

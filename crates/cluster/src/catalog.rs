@@ -12,11 +12,13 @@ use postgres::{Catalog, Database, Relation};
 
 /// One row for each relation with storage, and for partitioned tables and indexes.
 ///
-/// The owner is the table itself for its indexes, its toast table and the toast table's index, and for
-/// sequences that a column owns.
+/// Only a mapped relation's file number has to be asked for: the function looks each relation up again, which takes as long
+/// as all the rest where there are many. The owner is the table itself for its indexes, its toast table and the toast
+/// table's index, and for sequences that a column owns.
 const RELATIONS: &str = "\
 SELECT c.oid::text, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.reltablespace::text, \
-       coalesce(pg_relation_filenode(c.oid), 0)::text, c.reltoastrelid::text, c.reltuples::text, \
+       CASE WHEN c.relfilenode <> 0 THEN c.relfilenode ELSE coalesce(pg_relation_filenode(c.oid), 0) END::text, \
+       c.reltoastrelid::text, c.reltuples::text, \
        coalesce(t.oid, it.oid, i.indrelid, s.refobjid, 0)::text, c.relnamespace::text \
   FROM pg_class c \
   JOIN pg_namespace n ON n.oid = c.relnamespace \

@@ -21,24 +21,27 @@ const PARALLEL_BYTES_MIN: usize = 1 << 20;
 /// Objects up to this size are read with one request.
 const WHOLE_BYTES_MAX: u64 = 20 << 20;
 
-/// Writes the object. `body` makes the footer's body; another thread calls it while this one compresses, and
-/// helps then. Nothing is created if it fails.
-pub(crate) fn put_framed<B: Send>(
+/// Writes the object. `body` makes the footer's body from the bytes; another thread calls it while this one
+/// compresses, and helps then. Nothing is created if it fails. The bytes are let go as soon as they are compressed,
+/// before the object is made durable.
+pub(crate) fn put_framed<P: AsRef<[u8]>, B: Send>(
     cluster: &ClusterRepository,
     kind: Kind,
     method: Method,
     name: &str,
-    bytes: &[u8],
-    body: impl FnOnce() -> Result<(Vec<u8>, B)> + Send,
+    plain: P,
+    body: impl FnOnce(&[u8]) -> Result<(Vec<u8>, B)> + Send,
 ) -> Result<(Finished, B)> {
+    let bytes = plain.as_ref();
     let mut coder = Coder::new()?;
     let mut writer = ContainerWriter::create(&**cluster.store(), cluster.keychain(), kind, method, name)?;
     let parallel = std::thread::available_parallelism().is_ok_and(|threads| threads.get() > 1);
     if !parallel || bytes.len() < PARALLEL_BYTES_MIN {
-        let (body, more) = body()?;
+        let (body, more) = body(bytes)?;
         for frame in bytes.chunks(FRAME_BYTES) {
             writer.frame(&mut coder, frame)?;
         }
+        drop(plain);
         return Ok((writer.finish(&mut coder, body)?, more));
     }
     let mut body = Some(body);
@@ -56,14 +59,13 @@ pub(crate) fn put_framed<B: Send>(
             // The other thread works from the end to the middle, so that its frames can be appended when all
             // are done.
             let other = scope.spawn(|| {
-                let made = body.take().map(|body| body()).transpose();
+                let made = body.take().map(|body| body(bytes)).transpose();
                 if made.is_err() {
                     stretch.stop();
                 }
-                let mut coder = Coder::new()?;
-                let mut sealed = Vec::new();
+                let mut sealed = Sealed::new()?;
                 while let Some(at) = stretch.last() {
-                    sealed.push(seal(&mut coder, keys, first + at as u64, frame(at))?);
+                    sealed.frame(keys, first + at as u64, frame(at))?;
                 }
                 made.map(|made| (made, sealed))
             });
@@ -90,10 +92,9 @@ pub(crate) fn put_framed<B: Send>(
         here?;
         let (now_made, sealed) = there?;
         made = made.or(now_made);
-        for (stored, entry) in sealed.into_iter().rev() {
-            writer.sealed(&stored, &[entry])?;
-        }
+        sealed.append_to(&mut writer)?;
     }
+    drop(plain);
     match made {
         Some((body, more)) => Ok((writer.finish(&mut coder, body)?, more)),
         None => Err(Error::new(
@@ -133,18 +134,47 @@ impl Stretch {
     }
 }
 
-fn seal(coder: &mut Coder, keys: &ObjectKeys, frame: u64, plain: &[u8]) -> Result<(Vec<u8>, FrameEntry)> {
-    let mut stored = vec![0; stored_bytes_max(plain.len())];
-    let length = coder.seal(keys, frame, plain, &mut stored)?;
-    stored.truncate(length);
-    stored.shrink_to_fit();
-    let crc32c = crc32c::crc32c(&stored);
-    let entry = FrameEntry {
-        stored_length: length as u32,
-        plain_length: plain.len() as u32,
-        crc32c,
-    };
-    Ok((stored, entry))
+/// Frames that were sealed from the last one to the first.
+struct Sealed {
+    coder: Coder,
+    /// Where a frame is sealed; a buffer for each would cost more than the compression.
+    room: Vec<u8>,
+    stored: Vec<u8>,
+    frames: Vec<FrameEntry>,
+}
+
+impl Sealed {
+    fn new() -> Result<Self> {
+        Ok(Sealed {
+            coder: Coder::new()?,
+            room: vec![0; stored_bytes_max(FRAME_BYTES)],
+            stored: Vec::new(),
+            frames: Vec::new(),
+        })
+    }
+
+    fn frame(&mut self, keys: &ObjectKeys, frame: u64, plain: &[u8]) -> Result<()> {
+        let length = self.coder.seal(keys, frame, plain, &mut self.room)?;
+        let stored = self.room.get(..length).unwrap_or_default();
+        self.frames.push(FrameEntry {
+            stored_length: length as u32,
+            plain_length: plain.len() as u32,
+            crc32c: crc32c::crc32c(stored),
+        });
+        self.stored.extend_from_slice(stored);
+        Ok(())
+    }
+
+    /// Writes them in their order.
+    fn append_to(&self, writer: &mut ContainerWriter) -> Result<()> {
+        let mut rest = self.stored.as_slice();
+        for entry in self.frames.iter().rev() {
+            let (before, stored) = rest.split_at(rest.len().saturating_sub(entry.stored_length as usize));
+            writer.sealed(stored, &[*entry])?;
+            rest = before;
+        }
+        Ok(())
+    }
 }
 
 /// Gives the object's plain bytes to `to`, piece by piece, each verified; then compares the digest of the

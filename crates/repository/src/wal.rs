@@ -160,20 +160,21 @@ impl ClusterRepository {
     ) -> Result<PutWal> {
         self.check_index(system, name, bytes, index)?;
         Ok(self
-            .put_segment_with(system, name, bytes, || Ok(index.clone()))?
+            .put_segment_with(system, name, bytes, |_| Ok(index.clone()))?
             .0)
     }
 
-    /// The same for a segment that is not indexed yet: another thread calls `index` while this one
+    /// The same for a segment that is not indexed yet: another thread calls `index` with its bytes while this one
     /// compresses. The index is given back; `None` if the segment was there already. Also errors as `index`
-    /// does; nothing is stored then.
-    pub fn put_segment_with(
+    /// does; nothing is stored then. Bytes that are given away are let go before the object is made durable.
+    pub fn put_segment_with<P: AsRef<[u8]>>(
         &self,
         system: SystemIdentifier,
         name: &WalFile,
-        bytes: &[u8],
-        index: impl FnOnce() -> Result<SegmentIndex> + Send,
+        plain: P,
+        index: impl FnOnce(&[u8]) -> Result<SegmentIndex> + Send,
     ) -> Result<(PutWal, Option<SegmentIndex>)> {
+        let bytes = plain.as_ref();
         let WalFile::Segment { timeline, number } = *name else {
             return Err(Error::new(
                 "wal-segment-name",
@@ -194,11 +195,12 @@ impl ClusterRepository {
                 None,
             ));
         }
-        let (finished, index) = put_framed(self, Kind::WalSegment, Method::RowKey, &object, bytes, || {
-            let index = index()?;
-            self.check_index(system, name, bytes, &index)?;
-            Ok((index.encode(), index))
-        })?;
+        let (finished, index) =
+            put_framed(self, Kind::WalSegment, Method::RowKey, &object, plain, |bytes| {
+                let index = index(bytes)?;
+                self.check_index(system, name, bytes, &index)?;
+                Ok((index.encode(), index))
+            })?;
         if !self.repository().conditional_creation() {
             self.conflicts(&prefix, &object)?;
         }
@@ -458,7 +460,7 @@ impl ClusterRepository {
                 stored_bytes: 0,
             });
         }
-        let nothing = || Ok((Vec::new(), ()));
+        let nothing = |_: &[u8]| Ok((Vec::new(), ()));
         let (finished, ()) = put_framed(self, Kind::WalFile, kind.method(), &object, bytes, nothing)?;
         let created = finished.put == Put::Created;
         Ok(PutWal {

@@ -145,7 +145,7 @@ fn a_segment_that_is_not_what_it_is_called_is_refused() {
 fn a_segment_is_indexed_while_it_is_compressed_and_not_stored_if_that_fails() {
     let fixture = fixture();
     let (name, bytes, index) = segment(1, 5, 16 << 20, 1);
-    let refused = || Err(diagnostic::Error::new("wal-segment-damaged", "no index"));
+    let refused = |_: &[u8]| Err(diagnostic::Error::new("wal-segment-damaged", "no index"));
     let error = fixture
         .cluster
         .put_segment_with(SYSTEM, &name, &bytes, refused)
@@ -154,7 +154,7 @@ fn a_segment_is_indexed_while_it_is_compressed_and_not_stored_if_that_fails() {
     let other = segment(1, 6, 16 << 20, 1).2;
     let error = fixture
         .cluster
-        .put_segment_with(SYSTEM, &name, &bytes, || Ok(other))
+        .put_segment_with(SYSTEM, &name, &bytes, |_| Ok(other))
         .unwrap_err();
     assert_eq!(error.code(), "wal-segment-name");
     assert!(fixture.cluster.list_systems().unwrap().is_empty());
@@ -164,7 +164,7 @@ fn a_segment_is_indexed_while_it_is_compressed_and_not_stored_if_that_fails() {
             .count(),
         0
     );
-    let make = || SegmentIndexer::index(&bytes, &name, None);
+    let make = |bytes: &[u8]| SegmentIndexer::index(bytes, &name, None);
     let (put, given) = fixture
         .cluster
         .put_segment_with(SYSTEM, &name, &bytes, make)

@@ -33,6 +33,10 @@ pub(crate) const BATCH_FILES: usize = 128;
 /// Leaves (8 MiB of a file each) handed out at once.
 pub(crate) const LEAVES_AT_ONCE: usize = 2;
 
+/// Workers for each thread that was asked for. What is written past the page cache is waited for, and the processor is
+/// free meanwhile: with two of them a core decodes for one while the device works for the other.
+const WORKERS_A_THREAD: usize = 2;
+
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Written {
@@ -109,11 +113,11 @@ pub(crate) fn write_files(
         files: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
     };
-    let threads = threads.max(1);
-    let (sender, receiver) = sync_channel::<Work>(threads * 2);
+    let workers = threads.max(1) * WORKERS_A_THREAD;
+    let (sender, receiver) = sync_channel::<Work>(workers);
     let receiver = Mutex::new(receiver);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..workers {
             scope.spawn(|| {
                 if let Err(error) = work(&shared, &receiver) {
                     shared.fail(error);
