@@ -33,10 +33,6 @@ pub(crate) const BATCH_FILES: usize = 128;
 /// Leaves (8 MiB of a file each) handed out at once.
 pub(crate) const LEAVES_AT_ONCE: usize = 2;
 
-/// Workers for each thread that was asked for. What is written past the page cache is waited for, and the processor is
-/// free meanwhile: with two of them a core decodes for one while the device works for the other.
-const WORKERS_A_THREAD: usize = 2;
-
 /// What was written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Written {
@@ -113,7 +109,7 @@ pub(crate) fn write_files(
         files: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
     };
-    let workers = threads.max(1) * WORKERS_A_THREAD;
+    let workers = threads.max(1);
     let (sender, receiver) = sync_channel::<Work>(workers);
     let receiver = Mutex::new(receiver);
     std::thread::scope(|scope| {
