@@ -109,11 +109,11 @@ pub(crate) fn write_files(
         files: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
     };
-    let workers = threads.max(1);
-    let (sender, receiver) = sync_channel::<Work>(workers);
+    let threads = threads.max(1);
+    let (sender, receiver) = sync_channel::<Work>(threads * 2);
     let receiver = Mutex::new(receiver);
     std::thread::scope(|scope| {
-        for _ in 0..workers {
+        for _ in 0..threads {
             scope.spawn(|| {
                 if let Err(error) = work(&shared, &receiver) {
                     shared.fail(error);
