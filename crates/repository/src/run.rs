@@ -340,7 +340,13 @@ impl Run {
             condemned.contains(&key) || parent.is_some_and(|parent| parent.packs.contains_key(&key))
         };
         let index = OrphanIndex::load(&self.inner.cluster, &runs, &left_alone)?;
+        let mut durable = None;
         for pack in &index.packs {
+            // The run may have been killed before the name of its last pack was durable. Run by run, as they were listed.
+            if durable.replace(pack.pack.run) != Some(pack.pack.run) {
+                let name = self.inner.cluster.names().pack(PackKind::Rows, &pack.pack);
+                self.inner.cluster.store().make_durable(&name)?;
+            }
             self.inner.tree.rows_pack(pack.pack, pack.size, pack.blocks);
         }
         let bytes = index.packs.iter().map(|pack| pack.size).sum();

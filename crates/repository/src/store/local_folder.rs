@@ -177,8 +177,9 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<Put> {
 
 /// Makes a directory and those above it, each durable.
 fn make_directories(directory: &Path) -> io::Result<()> {
+    let mut made = false;
     match DirBuilder::new().mode(0o700).create(directory) {
-        Ok(()) => {}
+        Ok(()) => made = true,
         // It may have been made a moment ago by another process that has not synced its parent yet: sync it
         // too.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -193,7 +194,7 @@ fn make_directories(directory: &Path) -> io::Result<()> {
         }
         Err(error) => return Err(error),
     }
-    match directory.parent() {
+    let synced = match directory.parent() {
         // A folder above the repository may be closed to us; it was not us who had to make anything in it
         // then.
         Some(parent) => match File::open(parent) {
@@ -202,7 +203,12 @@ fn make_directories(directory: &Path) -> io::Result<()> {
             Err(error) => Err(error),
         },
         None => Ok(()),
+    };
+    if synced.is_err() && made {
+        // Were it left, the next creation would find it and ask for no sync.
+        let _ = std::fs::remove_dir(directory);
     }
+    synced
 }
 
 /// An error of the operating system, with the code that says what to do about it.
@@ -302,6 +308,18 @@ impl Store for LocalFolder {
             }
         })?;
         Requests::count(&self.inner.requests.bytes_read, buffer.len() as u64);
+        Ok(())
+    }
+
+    /// An object's content is synced before it gets its name; what may be missing is the name, and those above it.
+    fn make_durable(&self, name: &str) -> Result<()> {
+        let path = self.inner.path(name)?;
+        let folders = path.ancestors().skip(1);
+        for folder in folders.take_while(|folder| folder.starts_with(&self.inner.root)) {
+            File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|error| failed(&error, format!("cannot make object \"{name}\" durable")))?;
+        }
         Ok(())
     }
 
