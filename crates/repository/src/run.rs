@@ -58,6 +58,8 @@ impl ClusterRepository {
     /// Begins a backup: creates its intent, which names the parent, before anything refers to the parent.
     /// Errors: `backup-missing` if the parent is gone, and what reading its map may give.
     pub fn start_run(&self, parent: Option<&Backup>, now: Timestamp) -> Result<Run> {
+        // Best done while there is room; that there is none is told by what is stored next.
+        let _ = self.store().keep_reserve();
         let parent_id = parent.map(|parent| parent.backup);
         let mut chosen = None;
         for seconds in 0..SECONDS_TRIED {

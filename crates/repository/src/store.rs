@@ -98,6 +98,17 @@ pub trait Store: Send + Sync {
         Ok(0)
     }
 
+    /// Puts a little room by, where that is not done yet: for the small objects without which nothing may be deleted.
+    /// Nothing to a store that does not fill up.
+    fn keep_reserve(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives that room up; whether there was any.
+    fn release_reserve(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Says what the repository's probe found: a store that ignores the condition of a creation is asked before
     /// each one whether the name is taken. Nothing to a store that cannot ignore it.
     fn set_conditional_creation(&self, _works: bool) {}

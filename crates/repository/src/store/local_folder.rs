@@ -15,13 +15,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use diagnostic::{Error, Result};
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, FallocateFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::{ObjectInfo, ObjectWriter, Put, RequestCounts, Requests, Store, check_name, check_prefix};
 
 /// The folder, inside the store's, of objects that do not exist yet.
 const TMP: &str = "tmp";
+/// The file there that keeps room for what must be written before anything can be deleted.
+const RESERVE: &str = "reserve";
+/// Enough to state an expiry of a hundred thousand packs.
+const RESERVE_BYTES: u64 = 4 << 20;
 /// A whole object that is read at once is at most this long.
 const READ_BYTES_MAX: u64 = 1 << 30;
 /// The kernel is asked to begin writing after so many bytes, so that the sync at the end has little left to
@@ -388,7 +392,8 @@ impl Store for LocalFolder {
             let Ok(modified) = entry.metadata().and_then(|metadata| metadata.modified()) else {
                 return Ok(());
             };
-            if jiff::Timestamp::try_from(modified).is_ok_and(|modified| modified < before)
+            if name != RESERVE
+                && jiff::Timestamp::try_from(modified).is_ok_and(|modified| modified < before)
                 && std::fs::remove_file(self.inner.root.join(TMP).join(name)).is_ok()
             {
                 removed += 1;
@@ -396,6 +401,38 @@ impl Store for LocalFolder {
             Ok(())
         })?;
         Ok(removed)
+    }
+
+    fn keep_reserve(&self) -> Result<()> {
+        let path = self.inner.root.join(TMP).join(RESERVE);
+        let reserve = || -> io::Result<()> {
+            if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= RESERVE_BYTES) {
+                return Ok(());
+            }
+            let (temporary, file) = self.inner.temporary()?;
+            let kept = match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES) {
+                Ok(()) => std::fs::rename(&temporary, &path),
+                // A file system that gives no room beforehand has none to put by either.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => std::fs::remove_file(&temporary),
+                Err(error) => Err(error.into()),
+            };
+            if kept.is_err() {
+                let _ = std::fs::remove_file(&temporary);
+            }
+            kept
+        };
+        reserve().map_err(|error| failed(&error, "cannot put room by for expiring".to_string()))
+    }
+
+    fn release_reserve(&self) -> Result<bool> {
+        match std::fs::remove_file(self.inner.root.join(TMP).join(RESERVE)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed(
+                &error,
+                "cannot give up the room put by for expiring".to_string(),
+            )),
+        }
     }
 
     fn range_bytes(&self) -> usize {
@@ -629,6 +666,21 @@ mod tests {
         assert_eq!(store.sweep("2020-01-01T00:00:00Z".parse().unwrap()).unwrap(), 0);
         assert_eq!(store.sweep(future).unwrap(), 1);
         assert_eq!(store.read("a/b").unwrap().unwrap(), b"whole");
+    }
+
+    #[test]
+    fn the_room_that_is_put_by_is_no_object_is_not_swept_and_is_given_up_once() {
+        let (_directory, store) = folder();
+        assert!(!store.release_reserve().unwrap());
+        store.keep_reserve().unwrap();
+        store.keep_reserve().unwrap();
+        let room = std::fs::metadata(store.root().join("tmp/reserve")).unwrap();
+        assert!(room.blocks() * 512 >= RESERVE_BYTES);
+        let future = jiff::Timestamp::now() + jiff::Span::new().hours(1);
+        assert_eq!(store.sweep(future).unwrap(), 0);
+        assert_eq!(store.list("").unwrap(), []);
+        assert!(store.release_reserve().unwrap());
+        assert!(!store.release_reserve().unwrap());
     }
 
     #[test]
