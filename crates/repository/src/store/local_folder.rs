@@ -357,10 +357,16 @@ impl Store for LocalFolder {
         let mut folders = Vec::new();
         self.each_entry(prefix.trim_end_matches('/'), |name, entry| {
             let path = self.inner.root.join(prefix).join(name);
+            // Follows symbolic links, as for objects. What cannot be looked at is no reason to say that nothing is there.
             let directory = match entry.file_type() {
-                Ok(kind) if kind.is_symlink() => path.is_dir(),
-                Ok(kind) => kind.is_dir(),
-                Err(_) => false,
+                Ok(kind) if !kind.is_symlink() => kind.is_dir(),
+                _ => match std::fs::metadata(&path) {
+                    Ok(metadata) => metadata.is_dir(),
+                    Err(error) if error.kind() == ErrorKind::NotFound => false,
+                    Err(error) => {
+                        return Err(failed(&error, format!("cannot look at \"{}\"", path.display())));
+                    }
+                },
             };
             // An empty folder is what an interrupted creation leaves; it holds no object, so it is not there.
             if directory && !(prefix.is_empty() && name == TMP) && !is_empty(&path) {
