@@ -229,6 +229,9 @@ fn failed(error: &io::Error, message: String) -> Error {
         "store-unreachable" => {
             built.hint("Check that the repository's file system is mounted and its URL is right.")
         }
+        "store-full" => built.hint(
+            "Make room on the repository's file system: `pgproof expire` deletes what [retention] no longer keeps.",
+        ),
         _ => built,
     }
 }
