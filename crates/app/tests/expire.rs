@@ -4,27 +4,7 @@ mod support;
 
 use repository::{RecipientKey, Repository, open_store};
 use serde_json::Value;
-use support::World;
-
-/// Adds a section to the configuration that `init` wrote, in place of its retention.
-fn retain(world: &World, retention: &str) {
-    let path = world.scratch().join("pgproof.toml");
-    let text = std::fs::read_to_string(&path).expect("configuration");
-    let mut kept = String::new();
-    let mut skip = false;
-    for line in text.lines() {
-        if line.starts_with('[') {
-            skip = line.starts_with("[retention]");
-        }
-        if !skip {
-            kept.push_str(line);
-            kept.push('\n');
-        }
-    }
-    kept.push_str(&format!("\n[retention]\n{retention}\n"));
-    support::overwrite(&path, kept.as_bytes());
-    support::give_to_account(&path);
-}
+use support::{World, retain};
 
 fn segments(status: &Value) -> Vec<(String, String)> {
     let runs = status["runs"].as_array().expect("runs").iter();
