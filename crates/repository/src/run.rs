@@ -344,7 +344,7 @@ impl Run {
         let index = OrphanIndex::load(&self.inner.cluster, &runs, &left_alone)?;
         let mut durable = None;
         for pack in &index.packs {
-            // The run may have been killed before the name of its last pack was durable. Run by run, as they were listed.
+            // The run may have been killed before the name of its last pack was durable. Run by run, as listed.
             if durable.replace(pack.pack.run) != Some(pack.pack.run) {
                 let name = self.inner.cluster.names().pack(PackKind::Rows, &pack.pack);
                 self.inner.cluster.store().make_durable(&name)?;

@@ -70,8 +70,9 @@ pub trait Store: Send + Sync {
     /// The same into a buffer of the caller's.
     fn read_range_into(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
-    /// Makes sure that an object which was found here is durable, with everything beside it: whoever created it may have
-    /// died between its name's appearing and its durability. Nothing to a store that shows durable objects only.
+    /// Makes sure that an object which was found here is durable, with everything beside it: whoever created
+    /// it may have died after its name appeared and before it was durable. Nothing to a store that shows
+    /// durable objects only.
     fn make_durable(&self, _name: &str) -> Result<()> {
         Ok(())
     }

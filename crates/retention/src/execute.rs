@@ -1,8 +1,8 @@
 //! Carrying a plan out: a flat list of steps, in the order that `docs/format.md` section 7 demands.
 //!
 //! Invariants: nothing is deleted, or said to be let go, before the store's clock agrees with ours; nothing is deleted
-//! before the statement that says so is durable; a record goes only after a last look at who uses it; what a record that stayed needs, or a
-//! reader, is taken out of the WAL that goes.
+//! before the statement that says so is durable; a record goes only after a last look at who uses it; what a record
+//! that stayed needs, or a reader, is taken out of the WAL that goes.
 
 use diagnostic::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -74,8 +74,8 @@ fn carry_out(
         packs: Collected::default(),
         tidied: 0,
     };
-    // Also when nothing is to go: which intents and leases have lapsed is a question to the clock, too. And before anything
-    // is stated: what a wrong clock lets go would count as let go for ever.
+    // Also when nothing is to go: which intents and leases have lapsed is a question to the clock, too. And
+    // before anything is stated: what a wrong clock lets go would count as let go for ever.
     let dated = with_reserve(cluster, || cluster.store_clock())?;
     check_clock(dated, options, plan)?;
     if !plan.remove.is_empty() || !plan.wal.is_empty() || plan.collection.deleted > 0 {

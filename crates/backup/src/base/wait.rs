@@ -87,15 +87,9 @@ pub(super) fn wait_for_wal(
 
 /// An object that is seen may not be durable yet: the archiver hears so a moment later.
 fn make_durable(repository: &ClusterRepository, segments: &[WalSegmentObject]) -> Result<()> {
-    let folder = |segment: &WalSegmentObject| {
-        segment
-            .object
-            .rsplit_once('/')
-            .map(|(folder, _)| folder.to_owned())
-    };
     let mut before = None;
     for segment in segments {
-        let folder = folder(segment);
+        let folder = segment.object.rsplit_once('/').map(|(folder, _)| folder);
         if before != folder {
             repository.repository().store().make_durable(&segment.object)?;
             before = folder;

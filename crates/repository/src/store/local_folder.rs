@@ -360,7 +360,7 @@ impl Store for LocalFolder {
         let mut folders = Vec::new();
         self.each_entry(prefix.trim_end_matches('/'), |name, entry| {
             let path = self.inner.root.join(prefix).join(name);
-            // Follows symbolic links, as for objects. What cannot be looked at is no reason to say that nothing is there.
+            // Follows symbolic links, as for objects. What cannot be looked at may be there.
             let directory = match entry.file_type() {
                 Ok(kind) if !kind.is_symlink() => kind.is_dir(),
                 _ => match std::fs::metadata(&path) {
