@@ -3,7 +3,7 @@
 use diagnostic::{Error, Result};
 use history::Archive;
 use postgres::{ControlFile, SystemIdentifier};
-use repository::{Backup, ClusterRepository};
+use repository::{Backup, BackupId, ClusterRepository};
 
 use crate::config::Cluster;
 use crate::copies::OpenCopy;
@@ -47,6 +47,13 @@ pub fn of_newest_backup(backups: &[Backup]) -> Option<System> {
         identifier: backup.system_identifier,
         wal_segment_size: backup.geometry.wal_segment_size,
     })
+}
+
+/// The system of the backup that was named, else of the newest one: after an upgrade a cluster's name has had several.
+/// Nothing where there is no backup.
+pub fn of_backup(backups: &[Backup], named: Option<BackupId>) -> Option<System> {
+    let named = backups.iter().rfind(|backup| Some(backup.backup) == named);
+    of_newest_backup(named.map_or(backups, std::slice::from_ref))
 }
 
 /// What the copies hold of that system's WAL.

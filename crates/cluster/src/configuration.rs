@@ -100,8 +100,12 @@ impl Capture {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => {
                 let message = format!("cannot read configuration file \"{}\"", path.display());
-                return Err(Error::io("configuration-read", message, &error)
-                    .hint("Run pgproof as the account that PostgreSQL runs as, or as root."));
+                let denied = error.kind() == ErrorKind::PermissionDenied;
+                let error = Error::io("configuration-read", message, &error);
+                return Err(match denied {
+                    true => error.hint("Run pgproof as the account that PostgreSQL runs as, or as root."),
+                    false => error,
+                });
             }
         };
         let text = String::from_utf8_lossy(&content).into_owned();

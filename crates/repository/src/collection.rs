@@ -190,7 +190,7 @@ impl ClusterRepository {
     }
 
     /// Deletes one object below this cluster, with words that say what to do when that is not allowed.
-    fn delete(&self, name: &str) -> Result<()> {
+    pub(crate) fn delete(&self, name: &str) -> Result<()> {
         self.store().delete(name).map_err(|error| match error.code() {
             "store-denied" => error
                 .context(format!("this host may not delete from {}", self.store().url()))
@@ -484,6 +484,13 @@ impl ClusterRepository {
             let objects = self.store().list(&prefix)?;
             let old = objects.len().saturating_sub(STATEMENTS_KEPT);
             for object in objects.iter().take(old) {
+                self.delete(&object.name)?;
+                removed += 1;
+            }
+        }
+        // Left by whoever was killed within that moment.
+        for object in self.store().list(crate::expiries::PROBE)? {
+            if over(object.modified) {
                 self.delete(&object.name)?;
                 removed += 1;
             }

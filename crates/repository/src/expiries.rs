@@ -13,6 +13,8 @@ use crate::names::BackupId;
 use crate::repository::ClusterRepository;
 use crate::store::Put;
 
+/// Objects below it stand for a moment.
+pub(crate) const PROBE: &str = "probe/";
 /// Expiries that may be faster when one is stated.
 const STATEMENTS_TRIED: u32 = 100;
 
@@ -102,9 +104,25 @@ impl ClusterRepository {
         Ok(self.last_expiry()?.map(|expiry| expiry.wal).unwrap_or_default())
     }
 
-    /// States an expiry; its ranges of WAL are joined with those of all before it. Returns the store's date of
-    /// the statement.
-    pub fn state_expiry(&self, mut expiry: Expiry) -> Result<Timestamp> {
+    /// What the store's clock says: the date of an object that is written for the question, and deleted again.
+    pub fn store_clock(&self) -> Result<Timestamp> {
+        let mut random = [0; 8];
+        crate::keys::random(&mut random)?;
+        let name = format!("{PROBE}{}", crate::hex::encode(&random));
+        self.store().put_new(&name, b"what time is it?")?;
+        let listed = self.store().list(&name)?;
+        self.delete(&name)?;
+        match listed.first() {
+            Some(object) => Ok(object.modified),
+            None => Err(Error::new(
+                "store-io",
+                format!("object \"{name}\" was created and is not listed"),
+            )),
+        }
+    }
+
+    /// States an expiry; its ranges of WAL are joined with those of all before it.
+    pub fn state_expiry(&self, mut expiry: Expiry) -> Result<()> {
         let prefix = self.names().expiries();
         for _ in 0..STATEMENTS_TRIED {
             let newest = self.newest_numbered(&prefix)?;
@@ -116,8 +134,7 @@ impl ClusterRepository {
             let number = newest.map_or(0, |(number, _)| number).saturating_add(1);
             let name = format!("{prefix}{number:08}");
             if self.put_statement(Kind::Statement, &name, &expiry)? == Put::Created {
-                let listed = self.store().list(&name)?;
-                return Ok(listed.first().map_or(expiry.at, |object| object.modified));
+                return Ok(());
             }
         }
         Err(Error::new(

@@ -58,6 +58,8 @@ impl ClusterRepository {
     /// Begins a backup: creates its intent, which names the parent, before anything refers to the parent.
     /// Errors: `backup-missing` if the parent is gone, and what reading its map may give.
     pub fn start_run(&self, parent: Option<&Backup>, now: Timestamp) -> Result<Run> {
+        // Best done while there is room; that there is none is told by what is stored next.
+        let _ = self.store().keep_reserve();
         let parent_id = parent.map(|parent| parent.backup);
         let mut chosen = None;
         for seconds in 0..SECONDS_TRIED {
@@ -340,7 +342,13 @@ impl Run {
             condemned.contains(&key) || parent.is_some_and(|parent| parent.packs.contains_key(&key))
         };
         let index = OrphanIndex::load(&self.inner.cluster, &runs, &left_alone)?;
+        let mut durable = None;
         for pack in &index.packs {
+            // The run may have been killed before the name of its last pack was durable. Run by run, as listed.
+            if durable.replace(pack.pack.run) != Some(pack.pack.run) {
+                let name = self.inner.cluster.names().pack(PackKind::Rows, &pack.pack);
+                self.inner.cluster.store().make_durable(&name)?;
+            }
             self.inner.tree.rows_pack(pack.pack, pack.size, pack.blocks);
         }
         let bytes = index.packs.iter().map(|pack| pack.size).sum();

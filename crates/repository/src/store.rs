@@ -71,6 +71,13 @@ pub trait Store: Send + Sync {
     /// The same into a buffer of the caller's.
     fn read_range_into(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// Makes sure that an object which was found here is durable, with everything beside it: whoever created
+    /// it may have died after its name appeared and before it was durable. Nothing to a store that shows
+    /// durable objects only.
+    fn make_durable(&self, _name: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Bytes of an object, or `None` if there is none.
     fn size(&self, name: &str) -> Result<Option<u64>>;
 
@@ -91,6 +98,17 @@ pub trait Store: Send + Sync {
     /// were.
     fn sweep(&self, _before: jiff::Timestamp) -> Result<u64> {
         Ok(0)
+    }
+
+    /// Puts a little room by, where that is not done yet: for the small objects without which nothing may be deleted.
+    /// Nothing to a store that does not fill up.
+    fn keep_reserve(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives that room up; whether there was any.
+    fn release_reserve(&self) -> Result<bool> {
+        Ok(false)
     }
 
     /// Says what the repository's probe found: a store that ignores the condition of a creation is asked before

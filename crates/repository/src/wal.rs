@@ -186,6 +186,8 @@ impl ClusterRepository {
         let digest = self.identity().object_digest(bytes);
         let object = format!("{prefix}.{digest}");
         if self.conflicts(&prefix, &object)? {
+            // Whoever created it may have been killed before it was durable; it is acknowledged now.
+            self.store().make_durable(&object)?;
             return Ok((
                 PutWal {
                     object,
@@ -454,6 +456,7 @@ impl ClusterRepository {
             _ => self.conflicts(&prefix, &object)?,
         };
         if there {
+            self.store().make_durable(&object)?;
             return Ok(PutWal {
                 object,
                 created: false,

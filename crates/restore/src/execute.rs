@@ -344,8 +344,9 @@ fn carry(plan: &Plan, from: &Path) -> Result<()> {
         .destination
         .join("pg_wal")
         .join(from.file_name().unwrap_or_default());
-    let message = || format!("cannot copy \"{}\" to \"{}\"", from.display(), to.display());
-    std::fs::copy(from, &to).map_err(|error| Error::io("restore-write", message(), &error))?;
+    std::fs::copy(from, &to).map_err(|error| {
+        write_error(&to, &error).detail(format!("It was to be a copy of \"{}\".", from.display()))
+    })?;
     let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&to, private).map_err(|error| write_error(&to, &error))?;
     crate::sync::give(&to, plan.owner)
@@ -579,10 +580,12 @@ fn with_way_back(error: Error, plan: &Plan) -> Error {
         .detail_text()
         .map(|text| format!("{text}\n"))
         .unwrap_or_default();
-    detail.push_str(&format!(
-        "\"{}\" is half restored and cannot start (it has no pg_control).",
-        plan.destination.display()
-    ));
+    let state = if plan.destination.join(CONTROL).exists() {
+        "is complete, but its last files may not outlive a crash of the machine"
+    } else {
+        "is half restored and cannot start (it has no pg_control)"
+    };
+    detail.push_str(&format!("\"{}\" {state}.", plan.destination.display()));
     for kept in plan.kept_aside.iter().chain(&plan.kept_earlier) {
         let (from, to) = kept.paths();
         detail.push_str(&format!(

@@ -1,8 +1,8 @@
 //! Carrying a plan out: a flat list of steps, in the order that `docs/format.md` section 7 demands.
 //!
-//! Invariants: nothing is deleted before the statement that says so is durable and the store's clock agrees
-//! with ours; a record goes only after a last look at who uses it; what a record that stayed needs, or a
-//! reader, is taken out of the WAL that goes.
+//! Invariants: nothing is deleted, or said to be let go, before the store's clock agrees with ours; nothing is deleted
+//! before the statement that says so is durable; a record goes only after a last look at who uses it; what a record
+//! that stayed needs, or a reader, is taken out of the WAL that goes.
 
 use diagnostic::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -55,6 +55,17 @@ pub fn execute(
     cluster: &ClusterRepository,
     options: &ExecuteOptions<'_>,
 ) -> Result<ExpireResult> {
+    let result = carry_out(plan, cluster, options);
+    // Whether it was needed or not; a store without room for it tells so when something is to be kept.
+    let _ = cluster.store().keep_reserve();
+    result
+}
+
+fn carry_out(
+    plan: &ExpirePlan,
+    cluster: &ClusterRepository,
+    options: &ExecuteOptions<'_>,
+) -> Result<ExpireResult> {
     let mut result = ExpireResult {
         removed: Vec::new(),
         protected: Vec::new(),
@@ -63,8 +74,12 @@ pub fn execute(
         packs: Collected::default(),
         tidied: 0,
     };
+    // Also when nothing is to go: which intents and leases have lapsed is a question to the clock, too. And
+    // before anything is stated: what a wrong clock lets go would count as let go for ever.
+    let dated = with_reserve(cluster, || cluster.store_clock())?;
+    check_clock(dated, options, plan)?;
     if !plan.remove.is_empty() || !plan.wal.is_empty() || plan.collection.deleted > 0 {
-        let stated = cluster.state_expiry(Expiry {
+        let begun = Expiry {
             version: 1,
             at: (options.clock)(),
             by: options.by.to_owned(),
@@ -74,8 +89,8 @@ pub fn execute(
             wal: plan.wal.iter().map(|wal| wal.range).collect(),
             objects: 0,
             bytes: 0,
-        })?;
-        check_clock(stated, options, plan)?;
+        };
+        with_reserve(cluster, || cluster.state_expiry(begun.clone()))?;
     }
     for removed in &plan.remove {
         match cluster.remove_record(removed.backup, (options.clock)())? {
@@ -89,7 +104,7 @@ pub fn execute(
     result.packs = cluster.collect((options.clock)(), options.condemned_wait)?;
     delete_wal(plan, cluster, options, &mut result)?;
     result.tidied = cluster.tidy((options.clock)())?;
-    cluster.state_expiry(Expiry {
+    let finished = Expiry {
         version: 1,
         at: (options.clock)(),
         by: options.by.to_owned(),
@@ -99,14 +114,23 @@ pub fn execute(
         wal: Vec::new(),
         objects: result.removed.len() as u64 + result.wal_objects + result.packs.deleted,
         bytes: result.wal_bytes + result.packs.deleted_bytes,
-    })?;
+    };
+    with_reserve(cluster, || cluster.state_expiry(finished.clone()))?;
     Ok(result)
 }
 
-fn check_clock(stated: Timestamp, options: &ExecuteOptions<'_>, plan: &ExpirePlan) -> Result<()> {
+/// A full store must not keep us from making room in it.
+fn with_reserve<T>(cluster: &ClusterRepository, write: impl Fn() -> Result<T>) -> Result<T> {
+    match write() {
+        Err(error) if error.code() == "store-full" && cluster.store().release_reserve()? => write(),
+        written => written,
+    }
+}
+
+fn check_clock(dated: Timestamp, options: &ExecuteOptions<'_>, plan: &ExpirePlan) -> Result<()> {
     let now = (options.clock)();
     match options.store_clock_difference_max {
-        Some(most) if stated.duration_since(now).abs() > most => Err(Error::new(
+        Some(most) if dated.duration_since(now).abs() > most => Err(Error::new(
             "clock-differs",
             format!(
                 "the clocks of this host and of copy \"{}\" do not agree",
@@ -114,7 +138,7 @@ fn check_clock(stated: Timestamp, options: &ExecuteOptions<'_>, plan: &ExpirePla
             ),
         )
         .detail(format!(
-            "This host says {now}; the store dated an object that was written just now {stated}. Nothing was \
+            "This host says {now}; the store dated an object that was written just now {dated}. Nothing was \
              deleted."
         ))
         .hint("Set the clock (`timedatectl status`), then run the command again.")),

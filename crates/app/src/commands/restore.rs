@@ -82,7 +82,7 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
     let owner = account::owner(&configuration, cluster).filter(|_| Account::current().is_root());
     let copies = Copies::open_any(&configuration, cluster, arguments.copy.as_deref())?;
     let backups = archive::backups(&copies)?;
-    let system = archive::of_newest_backup(&backups).ok_or_else(|| {
+    let system = archive::of_backup(&backups, named).ok_or_else(|| {
         Error::new(
             "no-backup",
             format!("cluster {:?} has no backup to restore", cluster.name),
@@ -96,7 +96,7 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
     let timeline = match timeline {
         Some(Timeline::Number(number)) => Some(number),
         Some(Timeline::Latest) => restore::newest_timeline(&backups, &archive)?,
-        // The newest backup's.
+        // That of the system's newest backup.
         Some(Timeline::Current) | None => None,
     };
     let request = Request {

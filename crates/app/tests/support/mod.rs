@@ -1,6 +1,8 @@
 //! A protected throw-away cluster, and the program as a user runs it, for end-to-end tests.
 #![allow(dead_code)] // each test file uses its own part
 
+pub mod faults;
+
 use cluster::sandbox::Spec;
 use cluster::{Instance, LayerState, Network, Programs, Quarantine, Session, StartOptions, StopMode};
 use serde_json::Value;
@@ -87,6 +89,11 @@ impl World {
     /// Protects a cluster that runs, by `pgproof init --apply`.
     pub fn protect(production: TestCluster) -> World {
         World::protect_with(production, World::in_a_folder)
+    }
+
+    /// The same with a repository elsewhere, as with [`World::start_with`].
+    pub fn protect_in(production: TestCluster, place: impl FnOnce(&Path) -> Vec<String>) -> World {
+        World::protect_with(production, place)
     }
 
     fn protect_with(production: TestCluster, place: impl FnOnce(&Path) -> Vec<String>) -> World {
@@ -396,6 +403,26 @@ impl Restored {
             .stop(StopMode::Immediate)
             .expect("the restored server stops");
     }
+}
+
+/// Puts a section `[retention]` into the configuration that `init` wrote, in place of the one that is there.
+pub fn retain(world: &World, retention: &str) {
+    let path = world.scratch().join("pgproof.toml");
+    let text = std::fs::read_to_string(&path).expect("configuration");
+    let mut kept = String::new();
+    let mut skip = false;
+    for line in text.lines() {
+        if line.starts_with('[') {
+            skip = line.starts_with("[retention]");
+        }
+        if !skip {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept.push_str(&format!("\n[retention]\n{retention}\n"));
+    overwrite(&path, kept.as_bytes());
+    give_to_account(&path);
 }
 
 /// Replaces a file's bytes, whatever its mode says.

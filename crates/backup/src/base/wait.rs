@@ -1,7 +1,7 @@
 //! Waits until all WAL of a backup is durable in the copy that the backup goes to.
 //!
-//! Invariants: a segment counts as there only when the repository has its object; the wait has a limit, and its error
-//! names the missing segment and what the archiver last said.
+//! Invariants: a segment counts as there only when the repository has its object, durably; the wait has a limit, and
+//! its error names the missing segment and what the archiver last said.
 
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,21 @@ pub(super) fn wait_for_wal(
         std::thread::sleep(pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
+    make_durable(repository, &found)?;
     Ok(found)
+}
+
+/// An object that is seen may not be durable yet: the archiver hears so a moment later.
+fn make_durable(repository: &ClusterRepository, segments: &[WalSegmentObject]) -> Result<()> {
+    let mut before = None;
+    for segment in segments {
+        let folder = segment.object.rsplit_once('/').map(|(folder, _)| folder);
+        if before != folder {
+            repository.repository().store().make_durable(&segment.object)?;
+            before = folder;
+        }
+    }
+    Ok(())
 }
 
 /// Has a standby's primary end the segment of the backup's stop, if somebody said how to reach it. Hard rule 6.

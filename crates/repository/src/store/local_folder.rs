@@ -15,13 +15,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use diagnostic::{Error, Result};
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, FallocateFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::{ObjectInfo, ObjectWriter, Put, RequestCounts, Requests, Store, check_name, check_prefix};
 
 /// The folder, inside the store's, of objects that do not exist yet.
 const TMP: &str = "tmp";
+/// The file there that keeps room for what must be written before anything can be deleted.
+const RESERVE: &str = "reserve";
+/// Enough to state an expiry of a hundred thousand packs.
+const RESERVE_BYTES: u64 = 4 << 20;
 /// A whole object that is read at once is at most this long.
 const READ_BYTES_MAX: u64 = 1 << 30;
 /// The kernel is asked to begin writing after so many bytes, so that the sync at the end has little left to
@@ -177,8 +181,9 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<Put> {
 
 /// Makes a directory and those above it, each durable.
 fn make_directories(directory: &Path) -> io::Result<()> {
+    let mut made = false;
     match DirBuilder::new().mode(0o700).create(directory) {
-        Ok(()) => {}
+        Ok(()) => made = true,
         // It may have been made a moment ago by another process that has not synced its parent yet: sync it
         // too.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -193,7 +198,7 @@ fn make_directories(directory: &Path) -> io::Result<()> {
         }
         Err(error) => return Err(error),
     }
-    match directory.parent() {
+    let synced = match directory.parent() {
         // A folder above the repository may be closed to us; it was not us who had to make anything in it
         // then.
         Some(parent) => match File::open(parent) {
@@ -202,7 +207,12 @@ fn make_directories(directory: &Path) -> io::Result<()> {
             Err(error) => Err(error),
         },
         None => Ok(()),
+    };
+    if synced.is_err() && made {
+        // Were it left, the next creation would find it and ask for no sync.
+        let _ = std::fs::remove_dir(directory);
     }
+    synced
 }
 
 /// An error of the operating system, with the code that says what to do about it.
@@ -219,6 +229,9 @@ fn failed(error: &io::Error, message: String) -> Error {
         "store-unreachable" => {
             built.hint("Check that the repository's file system is mounted and its URL is right.")
         }
+        "store-full" => built.hint(
+            "Make room on the repository's file system: `pgproof expire` deletes what [retention] no longer keeps.",
+        ),
         _ => built,
     }
 }
@@ -305,6 +318,18 @@ impl Store for LocalFolder {
         Ok(())
     }
 
+    /// An object's content is synced before it gets its name; what may be missing is the name, and those above it.
+    fn make_durable(&self, name: &str) -> Result<()> {
+        let path = self.inner.path(name)?;
+        let folders = path.ancestors().skip(1);
+        for folder in folders.take_while(|folder| folder.starts_with(&self.inner.root)) {
+            File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|error| failed(&error, format!("cannot make object \"{name}\" durable")))?;
+        }
+        Ok(())
+    }
+
     fn size(&self, name: &str) -> Result<Option<u64>> {
         let path = self.inner.path(name)?;
         Requests::count(&self.inner.requests.head, 1);
@@ -335,10 +360,16 @@ impl Store for LocalFolder {
         let mut folders = Vec::new();
         self.each_entry(prefix.trim_end_matches('/'), |name, entry| {
             let path = self.inner.root.join(prefix).join(name);
+            // Follows symbolic links, as for objects. What cannot be looked at may be there.
             let directory = match entry.file_type() {
-                Ok(kind) if kind.is_symlink() => path.is_dir(),
-                Ok(kind) => kind.is_dir(),
-                Err(_) => false,
+                Ok(kind) if !kind.is_symlink() => kind.is_dir(),
+                _ => match std::fs::metadata(&path) {
+                    Ok(metadata) => metadata.is_dir(),
+                    Err(error) if error.kind() == ErrorKind::NotFound => false,
+                    Err(error) => {
+                        return Err(failed(&error, format!("cannot look at \"{}\"", path.display())));
+                    }
+                },
             };
             // An empty folder is what an interrupted creation leaves; it holds no object, so it is not there.
             if directory && !(prefix.is_empty() && name == TMP) && !is_empty(&path) {
@@ -370,7 +401,8 @@ impl Store for LocalFolder {
             let Ok(modified) = entry.metadata().and_then(|metadata| metadata.modified()) else {
                 return Ok(());
             };
-            if jiff::Timestamp::try_from(modified).is_ok_and(|modified| modified < before)
+            if name != RESERVE
+                && jiff::Timestamp::try_from(modified).is_ok_and(|modified| modified < before)
                 && std::fs::remove_file(self.inner.root.join(TMP).join(name)).is_ok()
             {
                 removed += 1;
@@ -378,6 +410,38 @@ impl Store for LocalFolder {
             Ok(())
         })?;
         Ok(removed)
+    }
+
+    fn keep_reserve(&self) -> Result<()> {
+        let path = self.inner.root.join(TMP).join(RESERVE);
+        let reserve = || -> io::Result<()> {
+            if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= RESERVE_BYTES) {
+                return Ok(());
+            }
+            let (temporary, file) = self.inner.temporary()?;
+            let kept = match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES) {
+                Ok(()) => std::fs::rename(&temporary, &path),
+                // A file system that gives no room beforehand has none to put by either.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => std::fs::remove_file(&temporary),
+                Err(error) => Err(error.into()),
+            };
+            if kept.is_err() {
+                let _ = std::fs::remove_file(&temporary);
+            }
+            kept
+        };
+        reserve().map_err(|error| failed(&error, "cannot put room by for expiring".to_string()))
+    }
+
+    fn release_reserve(&self) -> Result<bool> {
+        match std::fs::remove_file(self.inner.root.join(TMP).join(RESERVE)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed(
+                &error,
+                "cannot give up the room put by for expiring".to_string(),
+            )),
+        }
     }
 
     fn range_bytes(&self) -> usize {
@@ -611,6 +675,21 @@ mod tests {
         assert_eq!(store.sweep("2020-01-01T00:00:00Z".parse().unwrap()).unwrap(), 0);
         assert_eq!(store.sweep(future).unwrap(), 1);
         assert_eq!(store.read("a/b").unwrap().unwrap(), b"whole");
+    }
+
+    #[test]
+    fn the_room_that_is_put_by_is_no_object_is_not_swept_and_is_given_up_once() {
+        let (_directory, store) = folder();
+        assert!(!store.release_reserve().unwrap());
+        store.keep_reserve().unwrap();
+        store.keep_reserve().unwrap();
+        let room = std::fs::metadata(store.root().join("tmp/reserve")).unwrap();
+        assert!(room.blocks() * 512 >= RESERVE_BYTES);
+        let future = jiff::Timestamp::now() + jiff::Span::new().hours(1);
+        assert_eq!(store.sweep(future).unwrap(), 0);
+        assert_eq!(store.list("").unwrap(), []);
+        assert!(store.release_reserve().unwrap());
+        assert!(!store.release_reserve().unwrap());
     }
 
     #[test]
