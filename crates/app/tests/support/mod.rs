@@ -467,23 +467,3 @@ impl Random {
         self.0 % limit
     }
 }
-
-/// Adds a section to the configuration that `init` wrote, in place of its retention.
-pub fn retain(world: &World, retention: &str) {
-    let path = world.scratch().join("pgproof.toml");
-    let text = std::fs::read_to_string(&path).expect("configuration");
-    let mut kept = String::new();
-    let mut skip = false;
-    for line in text.lines() {
-        if line.starts_with('[') {
-            skip = line.starts_with("[retention]");
-        }
-        if !skip {
-            kept.push_str(line);
-            kept.push('\n');
-        }
-    }
-    kept.push_str(&format!("\n[retention]\n{retention}\n"));
-    overwrite(&path, kept.as_bytes());
-    give_to_account(&path);
-}
