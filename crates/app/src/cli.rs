@@ -2,9 +2,13 @@
 //!
 //! Words are PostgreSQL's. A command that is not built is not listed.
 
+mod drill;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+pub use drill::{DrillAudit, DrillSign, SignerRole, SigningNew};
 
 /// PostgreSQL recovery that is proven: backups, WAL archive, restore to any point in time, and drills.
 #[derive(Debug, Parser)]
@@ -481,6 +485,10 @@ pub enum Drill {
     List(OfCluster),
     /// Show one drill's report
     Show(DrillShow),
+    /// Judge a recorded drill again: every hash, the chain, the signatures, and the verdict from the facts
+    Audit(DrillAudit),
+    /// Sign a recorded drill
+    Sign(DrillSign),
 }
 
 #[derive(Debug, Args)]
@@ -517,6 +525,9 @@ pub struct DrillRun {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Sign the result as operator with the key in this file; `-`: standard input
+    #[arg(long, value_name = "FILE")]
+    pub sign_key: Option<PathBuf>,
 }
 
 /// A fault in the throw-away copy.
@@ -542,6 +553,8 @@ pub enum Key {
     Export(KeyOf),
     /// Say which key opens which repository, without showing it
     Show(KeyOf),
+    /// Make a key with which a person signs drills, and put its public half into the configuration
+    SigningNew(SigningNew),
 }
 
 #[derive(Debug, Args)]

@@ -4,11 +4,15 @@ mod backup;
 mod check;
 mod config;
 mod drill;
+mod drill_audit;
+mod drill_sign;
+mod drill_stored;
 mod expire;
 mod find;
 mod import;
 mod init;
 mod key;
+mod key_signing;
 mod list;
 mod restore;
 mod sandbox;
@@ -52,6 +56,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Wal(cli::Wal::FetchAhead(arguments)) => wal_prefetch::fetch_ahead(context, &arguments),
         Command::Key(cli::Key::Export(arguments)) => key::export(context, &arguments),
         Command::Key(cli::Key::Show(arguments)) => key::show(context, &arguments),
+        Command::Key(cli::Key::SigningNew(arguments)) => key_signing::new(context, &arguments),
         Command::Demo(arguments) => demo::run(context, &arguments),
         Command::AskServer => account::serve_errand(),
         Command::Find(arguments) => find::run(context, &arguments),
@@ -60,5 +65,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Drill(cli::Drill::Run(arguments)) => drill::run(context, &arguments),
         Command::Drill(cli::Drill::List(arguments)) => drill::list(context, &arguments),
         Command::Drill(cli::Drill::Show(arguments)) => drill::show(context, &arguments),
+        Command::Drill(cli::Drill::Audit(arguments)) => drill_audit::run(context, &arguments),
+        Command::Drill(cli::Drill::Sign(arguments)) => drill_sign::run(context, &arguments),
     }
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use diagnostic::{Error, Result};
+use drill::sign_off::Signers;
 use serde::Deserialize;
 
 pub use origin::{Origins, Shown};
@@ -36,6 +37,8 @@ struct File {
     retention: RetentionSection,
     #[serde(default)]
     drill: BTreeMap<String, DrillSection>,
+    #[serde(default)]
+    signers: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -124,6 +127,8 @@ pub struct Configuration {
     pub copies: BTreeMap<String, CopyOfRepository>,
     pub retention: Retention,
     pub drills: BTreeMap<String, DrillProfile>,
+    /// Whose signatures count: public keys by name.
+    pub signers: Signers,
     /// Where each key stands in the file.
     pub origins: Origins,
 }
@@ -249,8 +254,10 @@ impl Configuration {
             copies: BTreeMap::new(),
             retention: Retention::default(),
             drills: BTreeMap::new(),
+            signers: Signers::new(),
             origins,
         };
+        configuration.signers = configuration.signers_of(file.signers)?;
         configuration.retention = configuration.retention_of("retention", file.retention)?;
         for (name, section) in file.copy {
             let copy = configuration.copy_of(base, &name, section)?;
@@ -492,6 +499,23 @@ impl Configuration {
         })
     }
 
+    fn signers_of(&self, section: BTreeMap<String, String>) -> Result<Signers> {
+        let mut signers = Signers::new();
+        for (name, key) in section {
+            let at = format!("signers.{name}");
+            let key: drill::signing::PublicKey = key.parse().map_err(|error: Error| {
+                self.wrong(&at, format!("the key of {name:?}: {}", error.message()))
+            })?;
+            if let Some((other, _)) = signers.iter().find(|(_, known)| **known == key) {
+                return Err(self
+                    .wrong(&at, format!("{name:?} has the key of {other:?}"))
+                    .hint("Each person signs with a key of their own: `pgproof key signing-new NAME`."));
+            }
+            signers.insert(name, key);
+        }
+        Ok(signers)
+    }
+
     /// The cluster of that name; without a name, the only one. Error codes: `cluster-unknown`, `cluster-ambiguous`.
     pub fn cluster(&self, name: Option<&str>) -> Result<&Cluster> {
         match name {
@@ -628,6 +652,9 @@ impl Configuration {
                 add(format!("{at}.check[{index}].sql"), quoted(&check.sql));
                 add(format!("{at}.check[{index}].expect"), quoted(&check.expect));
             }
+        }
+        for (name, key) in &self.signers {
+            add(format!("signers.{name}"), quoted(&key.to_string()));
         }
         shown
     }

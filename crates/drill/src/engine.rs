@@ -118,9 +118,15 @@ fn finish(drill: &Drill<'_>, facts: Facts) -> Result<Outcome> {
     }
     if let Some(folder) = &drill.report_directory {
         match evidence::write(folder, &drill_id, &bundle) {
-            Ok((folder, report)) => {
-                outcome.folder = Some(folder);
+            Ok((own, report)) => {
+                outcome.folder = Some(own);
                 outcome.report = report;
+                // Without its chain a bundle can be read, and not be audited.
+                if !outcome.evidence.is_empty()
+                    && let Err(error) = evidence::write_chain(folder, &drill_id, drill.repository)
+                {
+                    outcome.evidence_errors.push(error);
+                }
             }
             Err(error) => outcome.evidence_errors.push(error),
         }

@@ -8,6 +8,9 @@
 
 pub mod amcheck;
 pub mod archive;
+pub mod audit;
+#[cfg(test)]
+mod audit_tests;
 pub mod checks;
 #[cfg(test)]
 mod checks_tests;
@@ -28,6 +31,8 @@ pub mod point;
 pub mod rows;
 pub mod sequences;
 mod server_error;
+pub mod sign_off;
+pub mod signing;
 pub mod snapshot;
 mod soundness;
 mod stops;

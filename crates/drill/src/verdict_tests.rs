@@ -34,7 +34,7 @@ fn digest(rows: u64, digest: &str) -> Side {
 }
 
 /// Facts of a drill in which everything is as it should be.
-fn good() -> Facts {
+pub(crate) fn good() -> Facts {
     let now: Timestamp = "2026-01-25T14:30:00Z".parse().expect("a time");
     Facts {
         version: FACTS_VERSION,

@@ -62,6 +62,16 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let cluster = configuration.cluster(cluster_name)?;
     let profile = profile(chosen, arguments.target.as_deref(), context.now())?;
     let reports = report_directory(&configuration, cluster)?;
+    // Told before anything is done, not after a drill that then stays unsigned.
+    let signer = match &arguments.sign_key {
+        Some(file) => {
+            let key = super::drill_sign::read_key(file)?;
+            let signer = super::drill_sign::signer(&key, &configuration.signers)?;
+            account::become_owner_with_key(&configuration, cluster, "--sign-key", &key)?;
+            Some(signer)
+        }
+        None => None,
+    };
     account::become_owner(&configuration, cluster)?;
 
     let copies = Copies::open_any(&configuration, cluster, arguments.copy.as_deref())?;
@@ -143,6 +153,9 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         watcher: &shown,
     })?;
     drop((shown, leases));
+    if let Some(signer) = &signer {
+        super::drill_sign::as_operator(context, copy, &outcome, signer, &configuration.signers);
+    }
     for error in &outcome.evidence_errors {
         output::notice("warning: the evidence could not be kept everywhere");
         exit::print_error(error);
