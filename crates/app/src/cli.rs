@@ -477,37 +477,64 @@ pub struct RestoreTarget {
 pub enum Drill {
     /// Restore a throw-away copy for real, prove it equal to production, write the report
     Run(DrillRun),
+    /// Print what a drill would do, with expected times; touches nothing
+    Plan(DrillPlan),
+    /// Go or no-go: look through the gates, days before a drill and minutes before it
+    Preflight(DrillOf),
     /// List drills
     List(OfCluster),
     /// Show one drill's report
     Show(DrillShow),
 }
 
+/// Which drill is meant.
 #[derive(Debug, Args)]
-pub struct DrillRun {
-    /// The drill's name in the configuration [default: the only one, or a built-in profile]
+pub struct DrillOf {
+    /// The drill's name in the configuration, or a built-in profile [default: the only one, else `default`; with
+    /// TARGET_ENV=staging `quarterly-pitr`]
     #[arg(value_name = "PROFILE")]
     pub profile: Option<String>,
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
+    /// Judge the objectives of this profile as well
+    #[arg(long, value_name = "PROFILE")]
+    pub also: Vec<String>,
     /// `bracket` (a point that the drill makes itself), or what `restore --to` takes
     #[arg(long, value_name = "TARGET")]
     pub target: Option<String>,
     /// Where to put the throw-away copy [default: below /var/tmp]
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
-    /// Keep the copy when the drill has ended
-    #[arg(long)]
-    pub keep: bool,
     /// Restore from this copy of the backups [default: the first that has one]
     #[arg(long, value_name = "NAME")]
     pub copy: Option<String>,
-    /// Who runs it [default: the account's name]
+    /// Who runs it [default: the profile's, else the account's name]
     #[arg(long, value_name = "NAME")]
     pub operator: Option<String>,
-    /// Who reviews it
+    /// Who reviews it [default: the profile's]
     #[arg(long, value_name = "NAME")]
     pub reviewer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillPlan {
+    #[command(flatten)]
+    pub of: DrillOf,
+    /// Keep the plan and its criteria as evidence, before the drill is run
+    #[arg(long)]
+    pub register: bool,
+    /// When the drill is to be run
+    #[arg(long, value_name = "TIME", requires = "register")]
+    pub due: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillRun {
+    #[command(flatten)]
+    pub of: DrillOf,
+    /// Keep the copy when the drill has ended
+    #[arg(long)]
+    pub keep: bool,
     /// Why it is run
     #[arg(long, value_name = "TEXT", default_value = "by hand")]
     pub trigger: String,

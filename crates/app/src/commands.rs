@@ -4,6 +4,8 @@ mod backup;
 mod check;
 mod config;
 mod drill;
+mod drill_plan;
+mod drill_setup;
 mod expire;
 mod find;
 mod import;
@@ -58,6 +60,8 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::SandboxExec(arguments) => sandbox::run(&arguments),
         Command::Restore(arguments) => restore::run(context, &arguments),
         Command::Drill(cli::Drill::Run(arguments)) => drill::run(context, &arguments),
+        Command::Drill(cli::Drill::Plan(arguments)) => drill_plan::plan(context, &arguments),
+        Command::Drill(cli::Drill::Preflight(arguments)) => drill_plan::preflight(context, &arguments),
         Command::Drill(cli::Drill::List(arguments)) => drill::list(context, &arguments),
         Command::Drill(cli::Drill::Show(arguments)) => drill::show(context, &arguments),
     }

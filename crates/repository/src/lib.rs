@@ -51,7 +51,7 @@ pub use claims::{Claim, Writer};
 pub use collection::{
     CLOCK_TOLERANCE, CONDEMNED_WAIT, Collected, CondemnedPack, LiveRun, Removal, WalObject,
 };
-pub use evidence::{ChainLink, ChainResult};
+pub use evidence::{ChainLink, ChainResult, registration_id};
 pub use expiries::{ExpiredWal, Expiry, ProtectedBackup, merge_expired};
 pub use identity::{BlockDigest, Identity};
 pub use keys::{RecipientKey, Role};

@@ -4,43 +4,69 @@
 //! way, so that the copy's server is stopped and the drill is recorded as ABORTED.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
-use drill::{Drill, DrillTarget, Facts, Profile, SandboxOptions, SqlCheck, Verdict};
+use drill::{DrillTarget, Facts, Verdict};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use crate::account;
-use crate::archive;
 use crate::cli;
-use crate::config::{Cluster, Configuration, DrillProfile, NO_SERVER, nearest};
-use crate::context::{Context, cores};
+use crate::commands::drill_setup::{Parts, Setup};
+use crate::config::{Cluster, Configuration};
+use crate::context::Context;
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
-use crate::{exit, lease, output, programs, rpo, targets};
+use crate::{exit, lease, output};
 
 /// Where reports are copied to when the environment does not say.
 const REPORT_DIRECTORY: &str = "ops/drill-reports";
 
-/// Shows the steps.
-struct Shown(Progress);
+/// Shows the steps, with the time that has passed and the time that earlier drills took.
+struct Shown {
+    progress: Progress,
+    began: Instant,
+    step: Mutex<String>,
+}
+
+impl Shown {
+    fn new() -> Shown {
+        Shown {
+            progress: Progress::new("drill"),
+            began: Instant::now(),
+            step: Mutex::new(String::new()),
+        }
+    }
+}
 
 impl drill::Watcher for Shown {
-    fn step(&self, number: usize, of: usize, title: &str) {
-        self.0.say(&format!("[{number}/{of}] {title}"));
+    fn step(&self, number: usize, of: usize, title: &str, expected: Option<Duration>) {
+        let passed = output::seconds(self.began.elapsed().as_secs_f64());
+        let expected = expected.map_or_else(String::new, |expected| {
+            format!(", usually {}", output::seconds(expected.as_secs_f64()))
+        });
+        self.progress
+            .say(&format!("[{number}/{of}] T+{passed}  {title}{expected}"));
+        let stage = format!("[{number}/{of}] {title}{expected}");
+        if let Ok(mut step) = self.step.lock() {
+            stage.clone_into(&mut step);
+        }
+        self.progress.stage(&stage);
     }
 
     fn note(&self, text: &str) {
-        self.0.say(&format!("        {text}"));
+        self.progress.say(&format!("        {text}"));
     }
 
     fn advance(&self, done: u64, total: Option<u64>, unit: &str) {
         if unit == "bytes" {
-            self.0.update("", done, total.unwrap_or(0));
+            let step = self.step.lock().map(|step| step.clone()).unwrap_or_default();
+            self.progress.update(&step, done, total.unwrap_or(0));
         }
     }
 }
@@ -53,44 +79,10 @@ fn planted(fault: cli::PlantedFault) -> drill::Fault {
 }
 
 pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
-    let configuration = context.configuration()?;
-    let chosen = profile_of(&configuration, arguments.profile.as_deref())?;
-    let cluster_name = arguments
-        .cluster
-        .as_deref()
-        .or(chosen.and_then(|chosen| chosen.cluster.as_deref()));
-    let cluster = configuration.cluster(cluster_name)?;
-    let profile = profile(chosen, arguments.target.as_deref(), context.now())?;
-    let reports = report_directory(&configuration, cluster)?;
-    account::become_owner(&configuration, cluster)?;
-
-    let copies = Copies::open_any(&configuration, cluster, arguments.copy.as_deref())?;
-    let copy = copy_to_drill(&copies)?;
-    let parent = match &arguments.directory {
-        Some(directory) => std::path::absolute(directory)
-            .map_err(|error| Error::io("path", "cannot make the drill's directory absolute", &error))?,
-        None => PathBuf::from("/var/tmp"),
-    };
+    let setup = Setup::new(context, &arguments.of)?;
+    let reports = report_directory(&setup.configuration, setup.cluster()?)?;
+    let copy = setup.copy()?;
     let backups = copy.cluster.backups()?;
-    let archive = archive::of_newest_backup(&backups)
-        .map(|system| archive::open(&copies, system))
-        .transpose()?;
-    let measure = || -> Result<drill::facts::Rpo> {
-        let Some(archive) = &archive else {
-            return Err(Error::new(
-                "no-backup",
-                "there is no backup, so nothing says what would be lost",
-            ));
-        };
-        let rpo = rpo::measure(cluster, archive)?;
-        Ok(drill::facts::Rpo {
-            seconds: rpo.seconds,
-            bytes: rpo.bytes,
-            commits: rpo.commits,
-            exact: rpo.exact,
-            method: "commit records of the live WAL behind the archive's end".to_owned(),
-        })
-    };
     let documents = |facts: &Facts, verdict: &Verdict| {
         vec![(
             "report.md".to_owned(),
@@ -98,50 +90,29 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         )]
     };
     // The room chooses the backup: the newest one for a point that it makes itself.
-    let possible = match &profile.target {
+    let possible = match &setup.profile.target {
         DrillTarget::Bracket => backups.get(backups.len().saturating_sub(1)..).unwrap_or_default(),
         DrillTarget::Point(..) => &backups,
     };
     let leases = lease::take(copy, possible, "drill")?;
     let abort = abort_on_signals()?;
-    let shown = Shown(Progress::new("drill"));
+    let shown = Shown::new();
     let clock = || context.now();
-    let outcome = drill::run(&Drill {
-        repository: &copy.cluster,
-        production: (cluster.connection != NO_SERVER).then_some(cluster.connection.as_str()),
-        profile,
-        sandbox: SandboxOptions {
-            parent,
-            keep: arguments.keep,
-            launcher: Some(cluster::Launcher {
-                program: context.program()?,
-                arguments: vec!["sandbox-exec".into()],
-            }),
-            programs: programs::folders(cluster),
-            hidden: repository_folders(&configuration),
-            owner: None,
-            superuser: superuser(cluster),
-            preload: Vec::new(),
-            memory_bytes: None,
-            threads: arguments.threads.unwrap_or_else(cores),
-        },
-        people: drill::facts::People {
-            operator: operator(arguments),
-            reviewer: arguments.reviewer.clone(),
-        },
+    let measure = || setup.measure_loss();
+    let outcome = drill::run(&setup.drill(&Parts {
+        before: Vec::new(),
+        keep: arguments.keep,
+        threads: arguments.threads,
         trigger: arguments.trigger.clone(),
         next_due: next_due(context.now()),
-        host: Some(super::wal::host_name()),
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        // Nothing is lost with a server that does not exist.
-        rpo: (cluster.connection != NO_SERVER).then_some(&measure as _),
+        rpo: Some(&measure),
         clock: &clock,
         documents: &documents,
         report_directory: Some(reports),
         faults: arguments.plant.iter().map(|fault| planted(*fault)).collect(),
         abort: &abort,
         watcher: &shown,
-    })?;
+    })?)?;
     drop((shown, leases));
     for error in &outcome.evidence_errors {
         output::notice("warning: the evidence could not be kept everywhere");
@@ -162,105 +133,6 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     Ok(outcome.verdict.status.exit_code())
 }
 
-/// The profile that was named; without a name the only one; without any, none.
-fn profile_of<'a>(configuration: &'a Configuration, name: Option<&str>) -> Result<Option<&'a DrillProfile>> {
-    let names = || {
-        configuration
-            .drills
-            .keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    match name {
-        Some(name) => match configuration.drills.get(name) {
-            Some(profile) => Ok(Some(profile)),
-            None => {
-                let message = format!("no drill {name:?} is in {}", configuration.path.display());
-                let error = Error::usage("drill-unknown", message);
-                Err(
-                    match nearest(name, configuration.drills.keys().map(String::as_str)) {
-                        Some(nearest) => error.hint(format!("Did you mean {nearest:?}?")),
-                        None if configuration.drills.is_empty() => {
-                            error.hint("Leave the name out for a drill by default.")
-                        }
-                        None => error.hint(format!("It has: {}.", names())),
-                    },
-                )
-            }
-        },
-        None if configuration.drills.len() > 1 => Err(Error::usage(
-            "drill-ambiguous",
-            "several drills are configured, and none was named",
-        )
-        .hint(format!("Name one of: {}.", names()))),
-        None => Ok(configuration.drills.values().next()),
-    }
-}
-
-fn profile(chosen: Option<&DrillProfile>, target: Option<&str>, now: Timestamp) -> Result<Profile> {
-    let mut profile = Profile::bracket(chosen.map_or("default", |chosen| chosen.name.as_str()));
-    if let Some(chosen) = chosen {
-        profile.rto = chosen.rto;
-        profile.rpo = chosen.rpo;
-        profile.checks.clone_from(&chosen.checks);
-        profile.sql_checks = chosen
-            .sql_checks
-            .iter()
-            .map(|check| SqlCheck {
-                id: check.id.clone(),
-                database: check.database.clone(),
-                sql: check.sql.clone(),
-                expect: check.expect.clone(),
-            })
-            .collect();
-    }
-    // An unset TARGET_TIME means the bracket of the run.
-    let from_environment = std::env::var("TARGET_TIME")
-        .ok()
-        .filter(|text| !text.trim().is_empty());
-    let target = target
-        .map(str::to_owned)
-        .or(from_environment)
-        .or(chosen.map(|chosen| chosen.target.clone()));
-    if let Some(text) = target.filter(|text| text != "bracket") {
-        profile.target = DrillTarget::Point(targets::parse(&text, now)?, text);
-    }
-    Ok(profile)
-}
-
-/// WAL is fed to the copy by this process: what the copy itself runs needs no repository.
-fn repository_folders(configuration: &Configuration) -> Vec<PathBuf> {
-    configuration
-        .copies
-        .values()
-        .filter_map(|copy| copy.url.strip_prefix("file://"))
-        .map(PathBuf::from)
-        .collect()
-}
-
-/// The role that the connection uses.
-fn superuser(cluster: &Cluster) -> Option<String> {
-    let conninfo = cluster::conninfo::Conninfo::parse(&cluster.connection).ok()?;
-    conninfo
-        .get("user")
-        .filter(|user| !user.is_empty())
-        .map(str::to_owned)
-}
-
-/// The first copy that holds a backup.
-fn copy_to_drill(copies: &[OpenCopy]) -> Result<&OpenCopy> {
-    for copy in copies {
-        if !copy.cluster.backups()?.is_empty() {
-            return Ok(copy);
-        }
-    }
-    Err(
-        Error::new("no-backup", "there is no backup that a drill could restore")
-            .hint("Make one with `pgproof backup`."),
-    )
-}
-
 /// The folder for reports; made here, where root can still give it to the account that will write there.
 fn report_directory(configuration: &Configuration, cluster: &Cluster) -> Result<PathBuf> {
     let given = std::env::var_os("DRILL_REPORT_DIR").filter(|text| !text.is_empty());
@@ -271,15 +143,6 @@ fn report_directory(configuration: &Configuration, cluster: &Cluster) -> Result<
         account::make_folder(&folder, owner)?;
     }
     Ok(folder)
-}
-
-fn operator(arguments: &cli::DrillRun) -> Option<String> {
-    let from_environment = |name: &str| std::env::var(name).ok().filter(|name| !name.is_empty());
-    arguments
-        .operator
-        .clone()
-        .or_else(|| from_environment("SUDO_USER"))
-        .or_else(|| from_environment("USER"))
 }
 
 /// The next of the quarter's weeks: 15 January, April, July, October.
