@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use drill::{DrillAudit, DrillSign, SignerRole, SigningNew};
+pub use drill::{
+    DrillAudit, DrillDue, DrillShow, DrillSign, FollowUp, FollowUpAdd, FollowUpClose, FollowUpList,
+    ShownFormat, SignerRole, SigningNew,
+};
 
 /// PostgreSQL recovery that is proven: backups, WAL archive, restore to any point in time, and drills.
 #[derive(Debug, Parser)]
@@ -481,7 +484,11 @@ pub struct RestoreTarget {
 pub enum Drill {
     /// Restore a throw-away copy for real, prove it equal to production, write the report
     Run(DrillRun),
-    /// List drills
+    /// Print what a drill would do, with expected times; touches nothing
+    Plan(DrillPlan),
+    /// Go or no-go: look through the gates, days before a drill and minutes before it
+    Preflight(DrillOf),
+    /// List drills with their quarter, recovery time and status, what is scheduled, and the trend
     List(OfCluster),
     /// Show one drill's report
     Show(DrillShow),
@@ -489,33 +496,61 @@ pub enum Drill {
     Audit(DrillAudit),
     /// Sign a recorded drill
     Sign(DrillSign),
+    /// When the next drills are due, also as a calendar
+    Due(DrillDue),
+    /// What drills ask people to do
+    #[command(subcommand)]
+    FollowUp(FollowUp),
 }
 
+/// Which drill is meant.
 #[derive(Debug, Args)]
-pub struct DrillRun {
-    /// The drill's name in the configuration [default: the only one, or a built-in profile]
+pub struct DrillOf {
+    /// The drill's name in the configuration, or a built-in profile [default: the only one, else `default`; with
+    /// TARGET_ENV=staging `quarterly-pitr`]
     #[arg(value_name = "PROFILE")]
     pub profile: Option<String>,
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
+    /// Judge the objectives of this profile as well
+    #[arg(long, value_name = "PROFILE")]
+    pub also: Vec<String>,
     /// `bracket` (a point that the drill makes itself), or what `restore --to` takes
     #[arg(long, value_name = "TARGET")]
     pub target: Option<String>,
     /// Where to put the throw-away copy [default: below /var/tmp]
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
-    /// Keep the copy when the drill has ended
-    #[arg(long)]
-    pub keep: bool,
     /// Restore from this copy of the backups [default: the first that has one]
     #[arg(long, value_name = "NAME")]
     pub copy: Option<String>,
-    /// Who runs it [default: the account's name]
+    /// Who runs it [default: the profile's, else the account's name]
     #[arg(long, value_name = "NAME")]
     pub operator: Option<String>,
-    /// Who reviews it
+    /// Who reviews it [default: the profile's]
     #[arg(long, value_name = "NAME")]
     pub reviewer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillPlan {
+    #[command(flatten)]
+    pub of: DrillOf,
+    /// Keep the plan and its criteria as evidence, before the drill is run
+    #[arg(long)]
+    pub register: bool,
+    /// When the drill is to be run
+    #[arg(long, value_name = "TIME", requires = "register")]
+    pub due: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillRun {
+    #[command(flatten)]
+    pub of: DrillOf,
+    /// Keep the copy when the drill has ended
+    #[arg(long)]
+    pub keep: bool,
     /// Why it is run
     #[arg(long, value_name = "TEXT", default_value = "by hand")]
     pub trigger: String,
@@ -537,14 +572,6 @@ pub enum PlantedFault {
     RowChanged,
     /// The copy starts with archive_mode=on and an archive_command
     ArchiveCommand,
-}
-
-#[derive(Debug, Args)]
-pub struct DrillShow {
-    /// The drill's name, as `pgproof drill list` prints it; or `latest`
-    pub drill: String,
-    #[arg(long, value_name = "NAME")]
-    pub cluster: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -375,7 +375,7 @@ impl<'a> Looking<'a> {
                     continue;
                 }
             };
-            let said = opened.sign_off;
+            let said = &opened.sign_off;
             let about = [
                 (Some(&said.drill) == self.audit.drill.as_ref(), "another drill"),
                 (
@@ -403,15 +403,7 @@ impl<'a> Looking<'a> {
                 self.find("signature-elsewhere", name, None, text);
                 continue;
             }
-            self.audit.signatures.push(Signature {
-                role: said.role,
-                vouched: signers.get(&said.signer) == Some(&opened.key),
-                signer: said.signer,
-                key: opened.key,
-                signed_at: said.signed_at,
-                comment: said.comment,
-                file: name.clone(),
-            });
+            self.audit.signatures.push(opened.signature(name, signers));
         }
     }
 }

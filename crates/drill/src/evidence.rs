@@ -87,7 +87,8 @@ pub fn keep(
     Ok(names)
 }
 
-/// Writes the evidence to `<folder>/<drill id>/`, and the report as `<folder>/<drill id>.md`; both paths.
+/// Writes the evidence to `<folder>/<drill id>/`, and the reports as `<folder>/<drill id>.md` and `.html`; the
+/// folder, and the former's path.
 pub fn write(folder: &Path, drill_id: &str, bundle: &Bundle) -> Result<(PathBuf, Option<PathBuf>)> {
     let own = folder.join(drill_id);
     let failed = |path: &Path, error: &std::io::Error| {
@@ -102,10 +103,12 @@ pub fn write(folder: &Path, drill_id: &str, bundle: &Bundle) -> Result<(PathBuf,
     for (name, content) in &bundle.files {
         let path = own.join(name);
         std::fs::write(&path, content).map_err(|error| failed(&path, &error))?;
-        if name == "report.md" {
-            let path = folder.join(format!("{drill_id}.md"));
+        if let Some(ending) = name.strip_prefix("report.") {
+            let path = folder.join(format!("{drill_id}.{ending}"));
             std::fs::write(&path, content).map_err(|error| failed(&path, &error))?;
-            report = Some(path);
+            if ending == "md" {
+                report = Some(path);
+            }
         }
     }
     Ok((own, report))

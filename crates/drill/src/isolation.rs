@@ -38,7 +38,7 @@ pub(crate) fn owner(drill: &Drill<'_>) -> Option<(u32, u32)> {
 }
 
 /// Half of what the kernel says is available.
-fn memory(drill: &Drill<'_>) -> u64 {
+pub(crate) fn memory(drill: &Drill<'_>) -> u64 {
     if let Some(bytes) = drill.sandbox.memory_bytes {
         return bytes;
     }

@@ -22,12 +22,19 @@ pub mod evidence;
 pub mod facts;
 pub mod fault;
 pub mod feed;
+pub mod follow_up;
+pub mod forecast;
+pub mod gates;
 mod isolation;
 pub mod log;
+pub mod objectives;
 pub mod options;
 pub mod page_checks;
-mod perform;
+pub mod perform;
 pub mod point;
+pub mod preflight;
+pub mod profile;
+pub mod registration;
 pub mod rows;
 pub mod sequences;
 mod server_error;
@@ -36,6 +43,7 @@ pub mod signing;
 pub mod snapshot;
 mod soundness;
 mod stops;
+pub mod user_checks;
 pub mod verdict;
 #[cfg(test)]
 mod verdict_tests;
@@ -44,6 +52,6 @@ pub use engine::{Outcome, run};
 pub use evidence::document;
 pub use facts::Facts;
 pub use options::{
-    BUILT_IN_CHECKS, Documents, Drill, DrillTarget, Fault, Profile, SandboxOptions, Silent, SqlCheck, Watcher,
+    BUILT_IN_CHECKS, Documents, Drill, DrillTarget, Fault, Grant, Profile, SandboxOptions, Silent, Watcher,
 };
 pub use verdict::{Reason, Status, Verdict, Weight, code, judge};

@@ -247,6 +247,47 @@ pub struct Signature {
     pub file: String,
 }
 
+/// The good signatures among a drill's files, without looking at the chain: `drill audit` does.
+pub fn read(
+    files: &BTreeMap<String, Result<Vec<u8>, String>>,
+    drill: &str,
+    signers: &Signers,
+) -> Vec<Signature> {
+    let sum = |name: &str| match files.get(name) {
+        Some(Ok(content)) => Some(crate::evidence::sha256_hex(content)),
+        _ => None,
+    };
+    let (Some(manifest), Some(facts)) = (sum(MANIFEST), sum("facts.json")) else {
+        return Vec::new();
+    };
+    let subject = Subject { manifest, facts };
+    let opened = files
+        .iter()
+        .filter(|(name, _)| name.starts_with(FOLDER))
+        .filter_map(|(name, content)| {
+            let opened = open(content.as_ref().ok()?).ok()?;
+            (opened.subject == subject && opened.sign_off.drill == drill)
+                .then(|| opened.signature(name, signers))
+        });
+    opened.collect()
+}
+
+impl Opened {
+    /// The signature, and whether `signers` vouch for it.
+    pub fn signature(self, file: &str, signers: &Signers) -> Signature {
+        let said = self.sign_off;
+        Signature {
+            role: said.role,
+            vouched: signers.get(&said.signer) == Some(&self.key),
+            signer: said.signer,
+            key: self.key,
+            signed_at: said.signed_at,
+            comment: said.comment,
+            file: file.into(),
+        }
+    }
+}
+
 /// Whether both required signatures are there: an operator's and a reviewer's, by different people with
 /// different keys, both vouched for.
 pub fn is_signed(signatures: &[Signature]) -> bool {

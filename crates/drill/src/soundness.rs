@@ -24,6 +24,7 @@ use crate::perform::{SESSIONS, threads};
 use crate::rows;
 use crate::server_error::recordable;
 use crate::stops::promote;
+use crate::user_checks::CheckKind;
 
 /// The database in which the copy is asked about itself.
 fn own_database(run: &Run<'_>) -> String {
@@ -62,16 +63,25 @@ pub(crate) fn look_at_copy(run: &mut Run<'_>, copy: &Copy) -> Result<()> {
 /// The user's own checks.
 pub(crate) fn check_of_users(run: &mut Run<'_>, copy: &mut Copy) -> Result<()> {
     let database = own_database(run);
-    for check in &run.drill.profile.sql_checks {
+    let drill = run.drill;
+    for check in &drill.profile.user_checks {
+        let CheckKind::Sql {
+            database: named,
+            sql,
+            expect,
+        } = &check.kind
+        else {
+            continue;
+        };
         let started = Instant::now();
-        let name = check.database.as_deref().unwrap_or(&database);
-        let timeout = run.drill.profile.statement_timeout;
-        let mut answer = ask(copy, name, &check.sql, timeout);
+        let name = named.as_deref().unwrap_or(&database);
+        let timeout = drill.profile.statement_timeout;
+        let mut answer = ask(copy, name, sql, timeout);
         if matches!(&answer, Err(why) if why.contains("55P03")) {
             promote(run, copy)?;
-            answer = ask(copy, name, &check.sql, timeout);
+            answer = ask(copy, name, sql, timeout);
         }
-        let check = checks::of_user(&check.id, &check.sql, &check.expect, answer);
+        let check = checks::of_user(check, expect, answer);
         run.facts.checks.push(checks::timed(check, started.elapsed()));
     }
     Ok(())
@@ -148,7 +158,7 @@ pub(crate) fn check_sound(
     plan: &Plan,
     backup: &Backup,
 ) -> Result<(), Ended> {
-    let wanted = |run: &Run<'_>, id: &str| run.drill.profile.checks.iter().any(|each| each == id);
+    let wanted = |run: &Run<'_>, id: &str| run.drill.profile.asks_for(id);
     let title = "Check tables and indexes with amcheck";
     if wanted(run, "amcheck") {
         run.step("amcheck", title, |run| {

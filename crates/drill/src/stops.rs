@@ -85,6 +85,9 @@ pub(crate) fn recover(
         if last && drill.faults.contains(&Fault::RowChangedInCopy) {
             plant_row_change(run, copy, plan, at, backup, point)?;
         }
+        if at == 0 {
+            run.mark("stabilised");
+        }
         let started = Instant::now();
         let looked = look_at_stop(run, copy, point, stop.target.stop, &stop.purpose, key, &mut seen);
         looked.map_err(|error| crashed(copy, error))?;
@@ -126,9 +129,23 @@ fn go_to_stop(run: &mut Run<'_>, copy: &mut Copy, plan: &Plan, at: usize) -> Res
     copy.stop()?;
     let opens_at = opens_at(plan, at);
     let timeout = drill.profile.replay_timeout;
+    if at == 0 {
+        run.mark("server-started");
+    }
     let reached = copy
         .spawn(plan, at)
         .and_then(|()| copy.wait_for_stop(opens_at, timeout, drill.abort));
+    if at == 0
+        && let Ok(reached) = &reached
+    {
+        run.mark_before("sessions-accepted", reached.replay);
+        run.mark("target-reached");
+        // The copy has answered a session there; what else has to be ready is waited for below.
+        let time = reached.time.as_deref().and_then(|time| time.parse().ok());
+        if let Some(time) = time {
+            run.mark_commit("recovered-commit", time);
+        }
+    }
     let quarantine = record_quarantine(run, copy);
     let Some(facts) = run.facts.target.stops.get_mut(at) else {
         return Ok(());
@@ -367,7 +384,7 @@ fn conclude(run: &mut Run<'_>, point: Option<&Point>, mut seen: Seen) {
         run.facts
             .checks
             .push(checks::bracket(&point.facts, &seen.markers));
-        if run.drill.profile.checks.iter().any(|id| id == "row-proof") {
+        if run.drill.profile.asks_for("row-proof") {
             seen.proof
                 .tables
                 .sort_by(|a, b| (&a.database, &a.table).cmp(&(&b.database, &b.table)));
@@ -378,7 +395,7 @@ fn conclude(run: &mut Run<'_>, point: Option<&Point>, mut seen: Seen) {
             run.facts.checks.push(checks::sequences(&seen.proof));
             run.facts.row_proof = Some(seen.proof);
         }
-    } else if run.drill.profile.checks.iter().any(|id| id == "row-proof")
+    } else if run.drill.profile.asks_for("row-proof")
         && let Some(draft) = checks::draft("row-proof")
     {
         let why = "a row proof exists only for a point that the drill makes itself";

@@ -8,8 +8,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{
-    Check, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState, StopOutcome,
+    Check, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState, StepOutcome,
+    StopOutcome,
 };
+use crate::objectives;
 
 /// Stable codes of reasons. A code never changes its meaning.
 pub mod code {
@@ -45,6 +47,20 @@ pub mod code {
     pub const RTO_AT_RISK: &str = "rto-at-risk";
     /// More would have been lost than the objective allows.
     pub const RPO_EXCEEDED: &str = "rpo-exceeded";
+    /// Another objective was missed.
+    pub const OBJECTIVE_EXCEEDED: &str = "objective-exceeded";
+    /// Another objective was met, beyond its warning threshold.
+    pub const OBJECTIVE_AT_RISK: &str = "objective-at-risk";
+    /// A gate said no-go before anything was restored.
+    pub const GATE_CLOSED: &str = "gate-closed";
+    /// A gate could not be looked at, or warned.
+    pub const GATE_DOUBTFUL: &str = "gate-doubtful";
+    /// The run did not keep to the plan that was registered.
+    pub const PLAN_DEVIATES: &str = "plan-deviates";
+    /// A step took longer than its limit.
+    pub const STEP_TOO_SLOW: &str = "step-too-slow";
+    /// A step succeeded only when it was made again.
+    pub const STEP_RETRIED: &str = "step-retried";
     /// Replay paused because the copy's settings were too low.
     pub const PAUSED_BY_PARAMETER_CHANGE: &str = "paused-by-parameter-change";
     /// Recovery ended, and the server opened, before the target.
@@ -177,6 +193,8 @@ pub struct Verdict {
 pub fn judge(facts: &Facts) -> Verdict {
     let mut reasons = Reasons(Vec::new());
     judge_failure(facts, &mut reasons);
+    judge_gates(facts, &mut reasons);
+    judge_steps(facts, &mut reasons);
     judge_stops(facts, &mut reasons);
     judge_checks(facts, &mut reasons);
     judge_rows_again(facts, &mut reasons);
@@ -234,6 +252,65 @@ fn judge_failure(facts: &Facts, reasons: &mut Reasons) {
         text.push_str(detail);
     }
     reasons.add(weight, &failure.code, None, text);
+}
+
+/// A gate that is closed is an observation where the profile does not call it blocking; where it does, nothing was
+/// restored, and nobody can tell.
+fn judge_gates(facts: &Facts, reasons: &mut Reasons) {
+    for gate in &facts.gates {
+        let text = format!(
+            "Gate \"{}\": the limit is {}; {}.",
+            gate.id, gate.limit, gate.actual
+        );
+        let weight = if gate.blocking && gate.is_no_go() {
+            Weight::Doubt
+        } else {
+            Weight::Observation
+        };
+        match gate.result {
+            CheckResult::Pass | CheckResult::NotRun => {}
+            CheckResult::Fail => reasons.add(weight, code::GATE_CLOSED, None, text),
+            // The check of the same name says it where the drill got that far.
+            CheckResult::Warn if matches!(gate.id.as_str(), "isolation" | "page-checksums") => {}
+            CheckResult::Warn | CheckResult::CouldNotLook => {
+                reasons.add(weight, code::GATE_DOUBTFUL, None, text);
+            }
+        }
+    }
+    if let Some(registration) = facts
+        .registration
+        .as_ref()
+        .filter(|each| !each.deviations.is_empty())
+    {
+        let text = format!(
+            "The run did not keep to the plan that was registered as {}: {}.",
+            registration.id,
+            registration.deviations.join("; ")
+        );
+        reasons.add(Weight::Observation, code::PLAN_DEVIATES, None, text);
+    }
+}
+
+/// A second try, or a step beyond its limit, is something to know.
+fn judge_steps(facts: &Facts, reasons: &mut Reasons) {
+    for step in &facts.steps {
+        if step.outcome == StepOutcome::Done && !step.retries.is_empty() {
+            let first = step.retries.first().map_or("", |retry| retry.message.as_str());
+            let text = format!(
+                "Step \"{}\" succeeded at try {}: {first}.",
+                step.id,
+                step.retries.len() + 1
+            );
+            reasons.add(Weight::Observation, code::STEP_RETRIED, None, text);
+        }
+        if let Some(limit) = step.limit_ms.filter(|limit| step.duration_ms > *limit) {
+            let text = format!(
+                "Step \"{}\" took {} ms, its limit is {limit} ms.",
+                step.id, step.duration_ms
+            );
+            reasons.add(Weight::Observation, code::STEP_TOO_SLOW, None, text);
+        }
+    }
 }
 
 /// A stop that was not reached is never silent, whatever the checks say.
@@ -299,6 +376,8 @@ fn judge_checks(facts: &Facts, reasons: &mut Reasons) {
                 reasons.add(Weight::Observation, given.unwrap_or(code::CHECK_WARNED), id, text);
             }
             CheckResult::Fail => reasons.add(Weight::Failure, given.unwrap_or(code::CHECK_FAILED), id, text),
+            // What the profile accepts is said in the report's section on what is not proved.
+            CheckResult::NotRun if objectives.may_be_not_run.contains(&check.id) => {}
             CheckResult::NotRun => {
                 let weight = if required {
                     Weight::Doubt
@@ -382,6 +461,21 @@ fn judge_rows_again(facts: &Facts, reasons: &mut Reasons) {
 
 /// Computes the objectives' results again from the measurements.
 fn judge_objectives_again(facts: &Facts, reasons: &mut Reasons) {
+    for clock in &facts.clocks {
+        if let Some(why) = objectives::contradiction(clock, facts) {
+            let text = format!("Objective \"{}\" of profile {}: {why}.", clock.id, clock.profile);
+            reasons.add(
+                Weight::Failure,
+                code::EVIDENCE_CONTRADICTS,
+                Some(&clock.check),
+                text,
+            );
+        }
+    }
+    if !facts.clocks.is_empty() {
+        return;
+    }
+    // Facts of older drills have no clocks.
     let passed = |id: &str| {
         facts
             .check(id)

@@ -15,6 +15,8 @@ fn check(id: &str, result: CheckResult, reason: Option<&str>) -> Check {
         result,
         reason: reason.map(Into::into),
         duration_ms: 1,
+        category: None,
+        detail: None,
     }
 }
 
@@ -58,6 +60,7 @@ pub(crate) fn good() -> Facts {
             rpo_seconds: Some(300),
             required_checks: vec!["target".into(), "bracket".into(), "row-proof".into()],
             requested_checks: vec!["page-checksums".into(), "amcheck".into()],
+            ..Objectives::default()
         },
         people: People::default(),
         started_at: now,
@@ -87,6 +90,8 @@ pub(crate) fn good() -> Facts {
             commits: 3,
             exact: true,
             method: "WAL".into(),
+            newest_commit_at: None,
+            newest_kept_commit_at: None,
         }),
         bracket: None,
         row_proof: Some(RowProof {
@@ -132,6 +137,12 @@ pub(crate) fn good() -> Facts {
         failure: None,
         planted_faults: vec![],
         limits: vec![],
+        profiles: vec![],
+        registration: None,
+        gates: vec![],
+        instants: vec![],
+        clocks: vec![],
+        point: None,
     }
 }
 

@@ -18,6 +18,14 @@ const DRILL_BYTES_MAX: usize = 100;
 /// Other drills that may be faster when a link is appended.
 const APPENDS_TRIED: u32 = 1000;
 
+/// How the names of registrations begin; no drill's does.
+const REGISTRATION: &str = "registered_";
+
+/// The name of a registration that is made now: `registered_YYYYMMDDTHHMMSS.ffffffZ`.
+pub fn registration_id(now: Timestamp) -> String {
+    format!("{REGISTRATION}{}", now.strftime("%Y%m%dT%H%M%S.%6fZ"))
+}
+
 impl ClusterRepository {
     fn evidence_name(&self, drill: &str, file: &str) -> Result<String> {
         let name = format!("{}{drill}/{file}", self.names().evidence());
@@ -57,7 +65,16 @@ impl ClusterRepository {
 
     /// The drills that have evidence, sorted.
     pub fn list_drills(&self) -> Result<Vec<String>> {
-        self.store().list_folders(&self.names().evidence())
+        let mut names = self.store().list_folders(&self.names().evidence())?;
+        names.retain(|name| !name.starts_with(REGISTRATION));
+        Ok(names)
+    }
+
+    /// The drills that were registered before they were run, sorted.
+    pub fn list_registrations(&self) -> Result<Vec<String>> {
+        let mut names = self.store().list_folders(&self.names().evidence())?;
+        names.retain(|name| name.starts_with(REGISTRATION));
+        Ok(names)
     }
 
     /// The files of a drill's evidence, sorted.
@@ -230,7 +247,12 @@ mod tests {
             .put_evidence("20260815T020003Z-quarterly", "facts.json", b"{ }")
             .unwrap_err();
         assert_eq!(error.code(), "evidence-exists");
+        let registered = registration_id(now());
+        cluster
+            .put_evidence(&registered, "registration.json", b"{}")
+            .unwrap();
         assert_eq!(cluster.list_drills().unwrap(), ["20260815T020003Z-quarterly"]);
+        assert_eq!(cluster.list_registrations().unwrap(), [registered]);
         assert_eq!(
             cluster.list_evidence("20260815T020003Z-quarterly").unwrap(),
             ["facts.json", "logs/server.log"]

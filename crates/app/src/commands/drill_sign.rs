@@ -17,6 +17,7 @@ use serde_json::json;
 use super::{drill_audit, drill_stored as stored};
 use crate::account;
 use crate::cli;
+use crate::config::Configuration;
 use crate::context::Context;
 use crate::copies::OpenCopy;
 use crate::{exit, output};
@@ -100,6 +101,7 @@ pub fn run(context: &Context, arguments: &cli::DrillSign) -> Result<u8> {
         }
         Signed::Added(seen) | Signed::Already(seen) => seen,
     };
+    stored::refresh(&stored::report_directory()?, copy, &id, &configuration);
     let status = seen.verdict.as_ref().map(|verdict| verdict.status);
     if context.json {
         output::json(&json!({
@@ -189,12 +191,14 @@ pub fn as_operator(
     copy: &OpenCopy,
     outcome: &drill::Outcome,
     signer: &Signer,
-    signers: &Signers,
+    configuration: &Configuration,
+    reports: &Path,
 ) {
     let drill = &outcome.facts.identity.drill_id;
     let role = sign_off::SignerRole::Operator;
+    let signers = &configuration.signers;
     match sign(context, &copy.cluster, drill, signer, role, None, signers) {
-        Ok(Signed::Added(_) | Signed::Already(_)) => {}
+        Ok(Signed::Added(_) | Signed::Already(_)) => stored::refresh(reports, copy, drill, configuration),
         Ok(Signed::Disagrees(seen)) => {
             output::notice("warning: the drill was not signed: what was recorded does not agree");
             for finding in &seen.findings {
