@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::amcheck::AmcheckResult;
 use crate::facts::{
-    ArchiveFacts, BracketFacts, Category, Check, CheckResult, ProbeResult, QuarantineFacts, QuarantineLevel,
-    RowProof, SequenceState, Side, StopFacts,
+    ArchiveFacts, BracketFacts, Category, Check, CheckDetail, CheckResult, ProbeResult, QuarantineFacts,
+    QuarantineLevel, RowProof, SequenceState, Side, StopFacts,
 };
 use crate::page_checks::PageCheck;
 use crate::user_checks::UserCheck;
@@ -541,6 +541,19 @@ pub fn made(
     let mut made = unmade(check, result, "", actual);
     made.reason = reason.map(Into::into);
     made
+}
+
+/// The same with what it saw.
+pub fn found(
+    check: &UserCheck,
+    result: CheckResult,
+    reason: Option<&str>,
+    actual: impl Into<String>,
+    detail: Option<CheckDetail>,
+) -> Check {
+    let mut found = made(check, result, reason, actual);
+    found.detail = detail;
+    found
 }
 
 /// A check that is asked for by a name that nothing stands behind.

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -186,6 +187,9 @@ pub struct Copy {
     instance: Instance,
     settings: Vec<(String, String)>,
     launcher: Option<Launcher>,
+    /// For programs of checks: the launcher without arguments of the server's, and what it is told.
+    quarantine: Option<(Launcher, Spec)>,
+    superuser: String,
     report: PathBuf,
     /// What the quarantine said when it was last entered, read before the server could write over it at
     /// leisure.
@@ -209,6 +213,12 @@ impl Copy {
         let mut instance = Instance::open(programs, &data)?;
         instance.set_superuser(superuser);
         let report = folder.join("quarantine.json");
+        let quarantine = isolation.launcher.clone().map(|launcher| {
+            let mut spec = Spec::new(isolation.quarantine.clone(), isolation.run_as);
+            spec.report = folder.join("command.json");
+            spec.arguments_without_shared_memory = Vec::new();
+            (launcher, spec)
+        });
         let launcher = match &isolation.launcher {
             Some(launcher) => {
                 let mut spec = Spec::new(isolation.quarantine.clone(), isolation.run_as);
@@ -244,6 +254,8 @@ impl Copy {
             instance,
             settings,
             launcher,
+            quarantine,
+            superuser: superuser.into(),
             report,
             reported: None,
             log_offset: 0,
@@ -480,6 +492,39 @@ impl Copy {
     /// The data directory.
     pub fn data(&self) -> &Path {
         &self.data
+    }
+
+    /// A program that is started inside the copy's quarantine; `None` without a launcher. Error: `sandbox-spec`.
+    pub fn quarantined(&self, program: &str, arguments: &[String]) -> Result<Option<Command>> {
+        let Some((launcher, spec)) = &self.quarantine else {
+            return Ok(None);
+        };
+        let path = self.folder.join("command-spec.json");
+        spec.write(&path)?;
+        let mut command = Command::new(&launcher.program);
+        command
+            .args(&launcher.arguments)
+            .arg("--spec")
+            .arg(&path)
+            .arg("--")
+            .arg(program)
+            .args(arguments);
+        Ok(Some(command))
+    }
+
+    /// The folder of the server's socket.
+    pub fn socket_folder(&self) -> PathBuf {
+        self.folder.join("s")
+    }
+
+    /// The port that is a part of the socket's name.
+    pub fn port(&self) -> u16 {
+        PORT
+    }
+
+    /// The copy's superuser.
+    pub fn superuser(&self) -> &str {
+        &self.superuser
     }
 
     /// Whether the server is there.

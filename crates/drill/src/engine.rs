@@ -5,6 +5,7 @@
 //! case; the evidence is written in every case, and the verdict in it is the one that [`judge`] gives for the
 //! facts in it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -17,8 +18,8 @@ use crate::classify;
 use crate::copy::{Copy, CopyFolder};
 use crate::evidence;
 use crate::facts::{
-    CheckResult, FACTS_VERSION, Facts, FailureKind, Identity, InstantFacts, Measure, Objectives, PointFacts,
-    PointKind, RetryFacts, Scope, StepFacts, StepOutcome, TargetFacts, Teardown,
+    CheckResult, FACTS_VERSION, Facts, FailureKind, HttpSeen, Identity, InstantFacts, Measure, Objectives,
+    PointFacts, PointKind, RetryFacts, Scope, StepFacts, StepOutcome, TargetFacts, Teardown,
 };
 use crate::forecast::{self, EarlierDrill};
 use crate::log;
@@ -57,6 +58,8 @@ pub(crate) struct Run<'a> {
     pub archive_before: Option<crate::archive::Listing>,
     /// Whose additions to the archive are production's own.
     pub archive_of: Option<(SystemIdentifier, TimelineId)>,
+    /// What endpoints answered before anything was restored, by check.
+    pub before: BTreeMap<String, HttpSeen>,
     /// Why nobody knows what would have been lost.
     pub loss_unknown: Option<String>,
     /// What earlier drills took.
@@ -79,6 +82,7 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
         facts: blank(drill, started_at),
         archive_before: None,
         archive_of: None,
+        before: BTreeMap::new(),
         loss_unknown: None,
         // That nothing can be learnt from them is no reason not to drill.
         earlier: forecast::load(drill.repository).unwrap_or_default(),

@@ -74,7 +74,7 @@ pub(crate) fn open_copy(
     let production_preload = production
         .map(|production| production.facts.shared_preload_libraries.clone())
         .unwrap_or_default();
-    run.facts.substitutions = settings.substitutions();
+    run.facts.substitutions.extend(settings.substitutions());
     let neutralised = settings.neutralised(&production_preload);
     run.facts.quarantine = Some(QuarantineFacts {
         layers: Vec::new(),

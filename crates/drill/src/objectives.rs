@@ -196,7 +196,7 @@ pub fn strictest_first(clocks: &mut [ClockFacts]) {
         Measure::RecoveryPoint => 1,
         Measure::Other => 2,
     };
-    clocks.sort_by(|a, b| (rank(a.measure), a.target_ms).cmp(&(rank(b.measure), b.target_ms)));
+    clocks.sort_by_key(|clock| (rank(clock.measure), clock.target_ms));
 }
 
 /// The result of one clock, from what was measured alone. `rpo` is what lies behind a recovery point.

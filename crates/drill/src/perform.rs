@@ -22,7 +22,8 @@ use crate::engine::{Ended, Run};
 use crate::facts::{Facts, Input, PlanFacts, Rpo, Rto};
 use crate::feed::Feed;
 use crate::isolation::{open_copy, owner};
-use crate::options::{Drill, DrillTarget, Watcher};
+use crate::options::{Drill, DrillTarget, Grant, Watcher};
+use crate::own_checks;
 use crate::point::{self, Point, PointOptions};
 use crate::preflight;
 use crate::registration;
@@ -30,13 +31,15 @@ use crate::rows::RowKey;
 use crate::server_error::recordable;
 use crate::soundness::check_sound;
 use crate::stops::recover;
+use crate::user_checks::CheckKind;
 use crate::verdict::code;
 
 /// Every step of a drill, in order, with its title.
-pub const STEPS: [(&str, &str); 14] = [
+pub const STEPS: [(&str, &str); 15] = [
     ("look", "Look at production and clean up after interrupted drills"),
     ("rpo", "Measure what would be lost now"),
     ("gates", "Look through the gates"),
+    ("health-before", "Ask the application's endpoints"),
     ("archive-before", "List the WAL archive"),
     ("keys", "Draw the keys of the row digests"),
     ("point", "Make a point in production and digest its rows"),
@@ -68,6 +71,7 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
     run.step("gates", "Look through the gates", |run| {
         look_through_gates(run, production.as_ref())
     })?;
+    ask_application(run)?;
     run.archive_of = production
         .as_ref()
         .map(|production| (production.facts.system_identifier, production.facts.timeline));
@@ -115,6 +119,25 @@ fn look(run: &mut Run<'_>) -> Result<(Option<Production>, String)> {
         seen.facts.version, seen.facts.timeline
     ));
     Ok((Some(seen), detail))
+}
+
+/// What the application's endpoints say before anything is restored.
+fn ask_application(run: &mut Run<'_>) -> Result<(), Ended> {
+    let title = "Ask the application's endpoints";
+    let profile = &run.drill.profile;
+    let endpoints = profile
+        .user_checks
+        .iter()
+        .any(|check| matches!(check.kind, CheckKind::Http { .. }));
+    if !endpoints {
+        run.skip("health-before", title, "the profile names no endpoint");
+        return Ok(());
+    }
+    if !profile.grants(Grant::Http) {
+        run.skip("health-before", title, "the profile does not grant \"http\"");
+        return Ok(());
+    }
+    run.step("health-before", title, own_checks::ask_before)
 }
 
 /// Records every gate. One that is closed ends the drill where the profile says so; else it is an observation.

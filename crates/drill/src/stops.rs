@@ -22,12 +22,13 @@ use crate::fault;
 use crate::isolation::record_quarantine;
 use crate::log;
 use crate::options::{Drill, Fault};
+use crate::own_checks;
 use crate::perform::{REQUESTED, SESSIONS};
 use crate::point::Point;
 use crate::rows::{self, DatabaseDigest, Look, RowKey};
 use crate::sequences;
 use crate::server_error::{recordable, sqlstate};
-use crate::soundness::{check_of_users, look_at_copy};
+use crate::soundness::{check_of_users, look_at_copy, own_database};
 use crate::verdict::code;
 
 /// Everything that is gathered while the copy stands at its stops.
@@ -85,7 +86,7 @@ pub(crate) fn recover(
         if last && drill.faults.contains(&Fault::RowChangedInCopy) {
             plant_row_change(run, copy, plan, at, backup, point)?;
         }
-        if at == 0 {
+        if at == 0 && own_checks::wait_until_ready(run)? {
             run.mark("stabilised");
         }
         let started = Instant::now();
@@ -395,11 +396,17 @@ fn conclude(run: &mut Run<'_>, point: Option<&Point>, mut seen: Seen) {
             run.facts.checks.push(checks::sequences(&seen.proof));
             run.facts.row_proof = Some(seen.proof);
         }
+        let own = own_database(run);
+        own_checks::count_rows(run, &own);
     } else if run.drill.profile.asks_for("row-proof")
         && let Some(draft) = checks::draft("row-proof")
     {
         let why = "a row proof exists only for a point that the drill makes itself";
         run.facts.checks.push(draft.not_run(why));
+    }
+    if point.is_none() {
+        let own = own_database(run);
+        own_checks::count_rows(run, &own);
     }
     if let Some(rto) = &mut run.facts.rto {
         rto.checks_ms += seen.checks.as_millis() as u64;

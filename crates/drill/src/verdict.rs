@@ -79,6 +79,22 @@ pub mod code {
     pub const COLLATION_MISMATCH: &str = "collation-mismatch";
     /// A check of the user's own gave another answer.
     pub const CHECK_FAILED: &str = "check-failed";
+    /// Rows of the copy refer to nothing.
+    pub const ORPHANS_FOUND: &str = "orphans-found";
+    /// The newest row is older than it may be.
+    pub const DATA_STALE: &str = "data-stale";
+    /// An index is missing or not valid.
+    pub const INDEX_INVALID: &str = "index-invalid";
+    /// Production and copy count other numbers of rows at the same LSN.
+    pub const ROW_COUNTS_DIFFER: &str = "row-counts-differ";
+    /// An endpoint did not answer, or not as expected.
+    pub const ENDPOINT_UNHEALTHY: &str = "endpoint-unhealthy";
+    /// A program ended with another code, or not in time.
+    pub const COMMAND_FAILED: &str = "command-failed";
+    /// A test failed.
+    pub const TESTS_FAILED: &str = "tests-failed";
+    /// Answers came too slowly.
+    pub const ANSWERS_TOO_SLOW: &str = "answers-too-slow";
     /// A check warned.
     pub const CHECK_WARNED: &str = "check-warned";
     /// A check was not made.
