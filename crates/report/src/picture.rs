@@ -173,18 +173,17 @@ pub fn steps(facts: &Facts) -> String {
 /// One value from drill to drill.
 pub struct Series<'a> {
     pub title: &'a str,
-    /// Moment, value, and where it stands.
-    pub values: Vec<(Timestamp, f64, String)>,
+    pub values: Values,
     pub objective: Option<f64>,
     /// A value for people.
     pub words: fn(f64) -> String,
 }
 
-/// Earlier drills and this one.
-pub fn series_of(
-    facts: &Facts,
-    earlier: &[Earlier],
-) -> (Vec<(Timestamp, f64, String)>, Vec<(Timestamp, f64, String)>) {
+/// Moments with a value, and where it stands.
+pub type Values = Vec<(Timestamp, f64, String)>;
+
+/// Recovery times and losses of earlier drills and of this one.
+pub fn series_of(facts: &Facts, earlier: &[Earlier]) -> (Values, Values) {
     let mut rto = Vec::new();
     let mut rpo = Vec::new();
     for drill in earlier.iter().filter(|it| it.profile == facts.identity.profile) {

@@ -79,7 +79,7 @@ pub fn duration(ms: u64) -> String {
     match seconds {
         0..=9 => format!("{}.{:03} s", seconds, ms % 1000),
         10..=119 => format!("{seconds} s"),
-        120..=7199 if seconds % 60 == 0 => format!("{} min", seconds / 60),
+        120..=7199 if seconds.is_multiple_of(60) => format!("{} min", seconds / 60),
         120..=7199 => format!("{} min {} s", seconds / 60, seconds % 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }

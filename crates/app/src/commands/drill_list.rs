@@ -167,7 +167,7 @@ fn trends(drills: &[Recorded]) -> Vec<(String, String)> {
                 Some((facts.started_at, ms, String::new()))
             })
             .collect();
-        let objective = of().last().and_then(|facts| facts.objectives.rto_seconds);
+        let objective = of().next_back().and_then(|facts| facts.objectives.rto_seconds);
         let words = forecast_words(&values, objective.map(|seconds| seconds.saturating_mul(1000)))?;
         Some((profile.clone(), words))
     });
