@@ -11,6 +11,7 @@ pub mod archive;
 pub mod checks;
 #[cfg(test)]
 mod checks_tests;
+pub mod choice;
 pub mod classify;
 pub mod copy;
 pub mod copy_settings;
@@ -39,6 +40,7 @@ pub mod sequences;
 mod server_error;
 pub mod snapshot;
 mod soundness;
+pub mod standing;
 mod stops;
 pub mod user_checks;
 pub mod verdict;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::account;
 use crate::cli;
-use crate::commands::drill_setup::{Parts, Setup};
+use crate::commands::drill_setup::{Parts, Purpose, Setup};
 use crate::config::{Cluster, Configuration};
 use crate::context::Context;
 use crate::copies::{Copies, OpenCopy};
@@ -79,7 +79,7 @@ fn planted(fault: cli::PlantedFault) -> drill::Fault {
 }
 
 pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
-    let setup = Setup::new(context, &arguments.of)?;
+    let setup = Setup::new(context, &arguments.of, Purpose::Run)?;
     let reports = report_directory(&setup.configuration, setup.cluster()?)?;
     let copy = setup.copy()?;
     let backups = copy.cluster.backups()?;
@@ -100,7 +100,6 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let clock = || context.now();
     let measure = || setup.measure_loss();
     let outcome = drill::run(&setup.drill(&Parts {
-        before: Vec::new(),
         keep: arguments.keep,
         threads: arguments.threads,
         trigger: arguments.trigger.clone(),
