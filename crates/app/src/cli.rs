@@ -488,6 +488,8 @@ pub enum Drill {
     Plan(DrillPlan),
     /// Go or no-go: look through the gates, days before a drill and minutes before it
     Preflight(DrillOf),
+    /// Commit a standing marker in production, by which points of the past are proved later; run it from a timer
+    Mark(OfCluster),
     /// List drills with their quarter, recovery time and status, what is scheduled, and the trend
     List(OfCluster),
     /// Show one drill's report
@@ -515,9 +517,13 @@ pub struct DrillOf {
     /// Judge the objectives of this profile as well
     #[arg(long, value_name = "PROFILE")]
     pub also: Vec<String>,
-    /// `bracket` (a point that the drill makes itself), or what `restore --to` takes
+    /// `bracket` (a point that the drill makes itself), what `restore --to` takes, `random` (a moment of the past), or
+    /// `worst` (the one whose recovery is predicted to take longest)
     #[arg(long, value_name = "TARGET")]
     pub target: Option<String>,
+    /// Draw the random point by this seed again
+    #[arg(long, value_name = "TEXT")]
+    pub seed: Option<String>,
     /// Where to put the throw-away copy [default: below /var/tmp]
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,

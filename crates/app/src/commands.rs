@@ -71,6 +71,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Drill(cli::Drill::Run(arguments)) => drill::run(context, &arguments),
         Command::Drill(cli::Drill::Plan(arguments)) => drill_plan::plan(context, &arguments),
         Command::Drill(cli::Drill::Preflight(arguments)) => drill_plan::preflight(context, &arguments),
+        Command::Drill(cli::Drill::Mark(arguments)) => drill_plan::mark(context, &arguments),
         Command::Drill(cli::Drill::List(arguments)) => drill_list::run(context, &arguments),
         Command::Drill(cli::Drill::Show(arguments)) => drill_show::run(context, &arguments),
         Command::Drill(cli::Drill::Audit(arguments)) => drill_audit::run(context, &arguments),

@@ -381,12 +381,19 @@ samples = 3
         .expect("damage that every constraint lets pass");
     let results = world.scratch().join("bad.xml");
     let text = "<testsuite name='auth'><testcase name='login'><failure/></testcase></testsuite>";
+    let over = Arc::new(AtomicBool::new(false));
+    let is_over = Arc::clone(&over);
     let writer = std::thread::spawn(move || {
-        // Written while the drill runs.
-        std::thread::sleep(std::time::Duration::from_millis(700));
-        std::fs::write(results, text).expect("results");
+        // Written while the drill runs, by one rename, so that it is never seen half.
+        let part = results.with_extension("part");
+        while !is_over.load(Ordering::Relaxed) {
+            std::fs::write(&part, text).expect("results");
+            std::fs::rename(&part, &results).expect("in place");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
     });
     let (ended, facts) = drill(&world, "bad", &application.address);
+    over.store(true, Ordering::Relaxed);
     writer.join().expect("the results are written");
     assert_eq!(
         (ended.code, facts["verdict"].as_str()),

@@ -497,7 +497,7 @@ fn tree(folder: &std::path::Path) -> Vec<(std::path::PathBuf, u64)> {
     for entry in std::fs::read_dir(folder).expect("folder").flatten() {
         let path = entry.path();
         match path.is_dir() {
-            true if path.ends_with("wal") => {}
+            true if path.ends_with("wal") || path.ends_with("tmp") => {}
             // The probe's folder may stay, empty.
             true => found.extend(tree(&path)),
             false => found.push((path.clone(), entry.metadata().expect("size").len())),
@@ -505,4 +505,176 @@ fn tree(folder: &std::path::Path) -> Vec<(std::path::PathBuf, u64)> {
     }
     found.sort();
     found
+}
+
+#[test]
+fn a_point_of_the_past_is_proved_by_standing_markers_and_a_random_one_is_drawn_again_by_its_seed() {
+    let Some(world) = World::start(
+        "a_point_of_the_past_is_proved_by_standing_markers_and_a_random_one_is_drawn_again_by_its_seed",
+    ) else {
+        return;
+    };
+    world
+        .session()
+        .execute("create table public.a as select n from generate_series(1, 2000) n")
+        .expect("a table");
+    world.json(&["backup"]);
+    let before = world.json(&["drill", "mark"])["marker"]
+        .as_str()
+        .expect("a marker")
+        .to_owned();
+    let lsn = world
+        .session()
+        .one("select pg_current_wal_insert_lsn()")
+        .expect("an LSN")[0]
+        .clone()
+        .expect("an LSN");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let behind = world.json(&["drill", "mark"])["marker"]
+        .as_str()
+        .expect("a marker")
+        .to_owned();
+    // Something behind it all, so that every moment up to here can be a target.
+    world
+        .session()
+        .execute("insert into public.a values (0)")
+        .expect("work");
+    world.archive_all();
+    configure(
+        &world,
+        "\n[drill.past]\nmay_be_not_run = [\"row-proof\"]\n[drill.past.gates]\nroles = false\n",
+    );
+    let facts = world.json(&["drill", "run", "past", "--target", &lsn]);
+    let check = check_of(&facts, "standing-markers");
+    assert_eq!(check["result"], "PASS", "{check:#}\n{:#}", facts["point"]);
+    let marker = |id: &str| {
+        let markers = facts["point"]["markers"].as_array().expect("markers");
+        markers
+            .iter()
+            .find(|marker| marker["id"] == id)
+            .cloned()
+            .unwrap_or_else(|| panic!("{id}: {markers:#?}"))
+    };
+    assert_eq!(
+        (&marker(&before)["expected"], &marker(&before)["found"]),
+        (&Value::Bool(true), &Value::Bool(true))
+    );
+    assert_eq!(
+        (&marker(&behind)["expected"], &marker(&behind)["found"]),
+        (&Value::Bool(false), &Value::Bool(false))
+    );
+    // What nothing can prove for such a point is NOT RUN; the profile accepts it, and the report says so.
+    assert_eq!(check_of(&facts, "row-proof")["result"], "NOT RUN");
+    assert!(
+        reasons(&facts).iter().all(|(_, check)| check != "row-proof"),
+        "{:#}",
+        facts["reasons"]
+    );
+    assert!(
+        facts["limits"].to_string().contains("which the profile accepts"),
+        "{:#}",
+        facts["limits"]
+    );
+
+    let random = world.json(&["drill", "run", "past", "--target", "random"]);
+    let point = &random["point"];
+    assert_eq!(point["kind"], "random", "{point:#}");
+    let seed = point["seed"].as_str().expect("a seed");
+    assert_eq!(check_of(&random, "target")["result"], "PASS", "{random:#}");
+    let within = |at: &Value| {
+        at.as_str()
+            .expect("a time")
+            .parse::<jiff::Timestamp>()
+            .expect("a time")
+    };
+    let at = within(&point["resolved"]);
+    assert!(
+        at >= within(&point["window"]["from"]) && at < within(&point["window"]["to"]),
+        "{point:#}"
+    );
+    // The archive has grown by nothing since, so the seed gives the same point.
+    let plan = world
+        .run(&["drill", "plan", "past", "--target", "random", "--seed", seed])
+        .ok()
+        .stdout;
+    let printed = postgres::Timestamp::from_jiff(at).to_string();
+    assert!(plan.contains(&printed), "{printed}:\n{plan}");
+
+    let worst = world.json(&["drill", "run", "past", "--target", "worst"]);
+    assert_eq!(worst["point"]["kind"], "worst");
+    assert!(
+        worst["point"]["predicted_wal_bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > 0),
+        "{:#}",
+        worst["point"]
+    );
+    assert_eq!(check_of(&worst, "target")["result"], "PASS", "{worst:#}");
+}
+
+#[test]
+fn a_backup_is_made_first_where_the_profile_says_so_and_one_that_is_named_is_taken() {
+    let Some(world) =
+        World::start("a_backup_is_made_first_where_the_profile_says_so_and_one_that_is_named_is_taken")
+    else {
+        return;
+    };
+    world
+        .session()
+        .execute("create table public.a as select n from generate_series(1, 2000) n")
+        .expect("a table");
+    configure(&world, "\n[drill.first]\nbackup_first = true\n");
+    let count = || world.json(&["list"])["backups"].as_array().map_or(0, Vec::len);
+    let drill =
+        |variables: &[(&str, &str)]| run_with(&world, variables, &["drill", "run", "first", "--json"]);
+    // There is none yet: the drill makes it, and says so.
+    let ended = drill(&[]);
+    let facts = ended.json();
+    assert_eq!((ended.code, count()), (0, 1), "{facts:#}\n{}", ended.stderr);
+    assert_eq!(facts["steps"][0]["id"], "backup");
+    let oldest = facts["input"]["backup"].as_str().expect("a backup").to_owned();
+    let facts = drill(&[("SKIP_BACKUP", "false")]).json();
+    assert_eq!(count(), 2);
+    assert_ne!(facts["input"]["backup"].as_str(), Some(oldest.as_str()));
+    let facts = drill(&[("SKIP_BACKUP", "true")]).json();
+    assert_eq!(
+        (facts["steps"][0]["id"].as_str(), count()),
+        (Some("look"), 2),
+        "{facts:#}"
+    );
+    // A certain one.
+    let facts = drill(&[("SKIP_BACKUP", "true"), ("BASE_BACKUP", &oldest)]).json();
+    assert_eq!(
+        facts["input"]["backup"].as_str(),
+        Some(oldest.as_str()),
+        "{facts:#}"
+    );
+    let ended = drill(&[("SKIP_BACKUP", "true"), ("BASE_BACKUP", "20200101T000000Z")]);
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    assert!(ended.stderr.contains("error[backup-unknown]"), "{}", ended.stderr);
+    // The file of another tool is imported first.
+    let program = testing::client_program(&world.programs, "pg_basebackup").expect("pg_basebackup");
+    let files = world.production.scratch().subfolder("files").expect("a folder");
+    let conninfo = world.production.conninfo();
+    let mut command = std::process::Command::new(program);
+    command
+        .args(["-d", &conninfo, "-Ft", "-z", "-X", "none", "-c", "fast", "-D"])
+        .arg(&files);
+    let output = command.output().expect("pg_basebackup runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    support::give_to_account(&files);
+    world.archive_all();
+    let base = files.join("base.tar.gz").display().to_string();
+    let ended = drill(&[("BASE_BACKUP", &base)]);
+    let facts = ended.json();
+    assert_eq!((ended.code, count()), (0, 3), "{facts:#}\n{}", ended.stderr);
+    assert_eq!(facts["steps"][0]["id"], "import", "{facts:#}");
+    assert!(
+        facts["steps"][0]["detail"].as_str() == facts["input"]["backup"].as_str(),
+        "{facts:#}"
+    );
 }

@@ -34,7 +34,7 @@ impl Draft {
         }
     }
 
-    fn is(self, result: CheckResult, reason: Option<&str>, actual: impl Into<String>) -> Check {
+    pub(crate) fn is(self, result: CheckResult, reason: Option<&str>, actual: impl Into<String>) -> Check {
         Check {
             id: self.id.into(),
             definition: self.definition.into(),
@@ -89,6 +89,12 @@ pub fn draft(id: &str) -> Option<Draft> {
             "random nonces committed in production around a named restore point, looked up in the copy at \
              every stop",
             "nonce A is there; marker, nonce B and sentinel are not",
+        ),
+        "standing-markers" => Draft::new(
+            "standing-markers",
+            "rows that pgproof had committed in production before this drill, by the LSN of their commits in the \
+             archived WAL",
+            "those committed before the point are in the copy, those behind it are not",
         ),
         "row-proof" => Draft::new(
             "row-proof",

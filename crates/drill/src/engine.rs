@@ -58,6 +58,8 @@ pub(crate) struct Run<'a> {
     pub archive_before: Option<crate::archive::Listing>,
     /// Whose additions to the archive are production's own.
     pub archive_of: Option<(SystemIdentifier, TimelineId)>,
+    /// The database in which production keeps standing markers.
+    pub markers_in: Option<String>,
     /// What endpoints answered before anything was restored, by check.
     pub before: BTreeMap<String, HttpSeen>,
     /// Why nobody knows what would have been lost.
@@ -82,6 +84,7 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
         facts: blank(drill, started_at),
         archive_before: None,
         archive_of: None,
+        markers_in: None,
         before: BTreeMap::new(),
         loss_unknown: None,
         // That nothing can be learnt from them is no reason not to drill.
@@ -281,6 +284,8 @@ fn objectives_of(drill: &Drill<'_>, bracket: bool) -> Objectives {
     };
     if bracket {
         objectives.required_checks.push("bracket".into());
+    } else if drill.production.is_some() {
+        objectives.requested_checks.push("standing-markers".into());
     }
     for id in &profile.checks {
         if id == "row-proof" && bracket {
@@ -621,6 +626,23 @@ impl Run<'_> {
     }
 }
 
+/// What was not run, and what the profile accepts for this kind of point.
+fn accepted(facts: &Facts) -> Option<String> {
+    let accepted = &facts.objectives.may_be_not_run;
+    let not_run: Vec<&str> = facts
+        .checks
+        .iter()
+        .filter(|check| check.result == CheckResult::NotRun && accepted.contains(&check.id))
+        .map(|check| check.id.as_str())
+        .collect();
+    (!not_run.is_empty()).then(|| {
+        format!(
+            "Not run, which the profile accepts for this kind of point: {}.",
+            not_run.join(", ")
+        )
+    })
+}
+
 /// What this drill does not prove, in sentences.
 fn limits(facts: &Facts) -> Vec<String> {
     let mut limits =
@@ -656,11 +678,13 @@ fn limits(facts: &Facts) -> Vec<String> {
         );
     } else {
         limits.push(
-            "A point of the past has no live counterpart: no bracket and no row proof exist for it; what \
-             was seen is that \
-             recovery reaches it and that the copy is sound."
+            "A point of the past has no live counterpart: no bracket and no row proof exist for it; what was seen is \
+             that recovery reaches it, which standing markers lie before and behind it, and that the copy is sound."
                 .to_string(),
         );
+    }
+    if let Some(kinds) = accepted(facts) {
+        limits.push(kinds);
     }
     limits
 }

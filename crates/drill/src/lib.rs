@@ -14,6 +14,7 @@ mod audit_tests;
 pub mod checks;
 #[cfg(test)]
 mod checks_tests;
+pub mod choice;
 pub mod classify;
 pub mod copy;
 pub mod copy_settings;
@@ -45,6 +46,7 @@ pub mod sign_off;
 pub mod signing;
 pub mod snapshot;
 mod soundness;
+pub mod standing;
 mod stops;
 pub mod user_checks;
 pub mod verdict;

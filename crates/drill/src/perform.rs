@@ -30,6 +30,7 @@ use crate::registration;
 use crate::rows::RowKey;
 use crate::server_error::recordable;
 use crate::soundness::check_sound;
+use crate::standing;
 use crate::stops::recover;
 use crate::user_checks::CheckKind;
 use crate::verdict::code;
@@ -351,6 +352,7 @@ fn make_plan(
         .find(|backup| backup.backup == plan.backup)
         .ok_or_else(|| Error::new("backup-missing", format!("backup {} is gone", plan.backup)))?;
     record_plan(run, &plan, &backup);
+    expect_markers(run, &archive, &backup, &plan);
     run.archive_of
         .get_or_insert((plan.system_identifier, plan.timeline));
     run.facts.rto = Some(Rto {
@@ -366,6 +368,28 @@ fn make_plan(
         plan.stops.len()
     );
     Ok(((plan, backup), detail))
+}
+
+/// Standing markers around a point of the past. That they cannot be read is a result of their check.
+fn expect_markers(run: &mut Run<'_>, archive: &Archive, backup: &Backup, plan: &Plan) {
+    let (DrillTarget::Point(..), Some(conninfo)) = (&run.drill.profile.target, run.drill.production) else {
+        return;
+    };
+    let expected = standing::read(conninfo)
+        .and_then(|(database, rows)| Ok((database, standing::expect(archive, backup, plan, &rows)?)));
+    match expected {
+        Ok((database, markers)) => {
+            run.markers_in = Some(database);
+            if let Some(point) = &mut run.facts.point {
+                point.markers = markers;
+            }
+        }
+        Err(error) => {
+            if let Some(draft) = checks::draft("standing-markers") {
+                run.facts.checks.push(draft.could_not_look(recordable(&error)));
+            }
+        }
+    }
 }
 
 /// The archive of the newest backup's system, which must be the one that answers.

@@ -29,6 +29,7 @@ use crate::rows::{self, DatabaseDigest, Look, RowKey};
 use crate::sequences;
 use crate::server_error::{recordable, sqlstate};
 use crate::soundness::{check_of_users, look_at_copy, own_database};
+use crate::standing;
 use crate::verdict::code;
 
 /// Everything that is gathered while the copy stands at its stops.
@@ -90,6 +91,9 @@ pub(crate) fn recover(
             run.mark("stabilised");
         }
         let started = Instant::now();
+        if at == 0 {
+            look_at_markers(run, copy);
+        }
         let looked = look_at_stop(run, copy, point, stop.target.stop, &stop.purpose, key, &mut seen);
         looked.map_err(|error| crashed(copy, error))?;
         if last {
@@ -266,15 +270,31 @@ fn look_at_stop(
     Ok(())
 }
 
+/// What the copy holds of the standing markers around a point of the past.
+fn look_at_markers(run: &mut Run<'_>, copy: &Copy) {
+    let (Some(database), Some(point)) = (run.markers_in.clone(), run.facts.point.as_mut()) else {
+        return;
+    };
+    let ids: Vec<String> = point.markers.iter().map(|marker| marker.id.clone()).collect();
+    if !ids.is_empty()
+        && let Ok(seen) = markers_of(copy, &database, &ids)
+    {
+        standing::look(&mut point.markers, &seen);
+    }
+    let check = standing::judge(&point.markers);
+    run.facts.checks.push(check);
+}
+
 fn read_markers(copy: &Copy, point: &Point) -> Result<Markers, String> {
-    let database = &point.facts.database;
+    let id = &point.facts.marker;
+    let ids = ["", "_before", "_after", "_sentinel"].map(|suffix| format!("{id}{suffix}"));
+    markers_of(copy, &point.facts.database, &ids)
+}
+
+fn markers_of(copy: &Copy, database: &str, ids: &[String]) -> Result<Markers, String> {
     let read = || -> Result<Markers> {
         let mut session = rows::connect(&copy.conninfo(database), database, Duration::from_secs(60))?;
-        let id = &point.facts.marker;
-        let ids: Vec<String> = ["", "_before", "_after", "_sentinel"]
-            .iter()
-            .map(|suffix| Session::literal(&format!("{id}{suffix}")))
-            .collect();
+        let ids: Vec<String> = ids.iter().map(|id| Session::literal(id)).collect();
         let sql = format!(
             "SELECT id, nonce FROM pgproof.drill_marker WHERE id IN ({})",
             ids.join(", ")

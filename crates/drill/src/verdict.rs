@@ -12,6 +12,7 @@ use crate::facts::{
     StopOutcome,
 };
 use crate::objectives;
+use crate::standing;
 
 /// Stable codes of reasons. A code never changes its meaning.
 pub mod code {
@@ -214,6 +215,7 @@ pub fn judge(facts: &Facts) -> Verdict {
     judge_stops(facts, &mut reasons);
     judge_checks(facts, &mut reasons);
     judge_rows_again(facts, &mut reasons);
+    judge_markers_again(facts, &mut reasons);
     judge_objectives_again(facts, &mut reasons);
     judge_quarantine(facts, &mut reasons);
     judge_teardown(facts, &mut reasons);
@@ -470,6 +472,21 @@ fn judge_rows_again(facts: &Facts, reasons: &mut Reasons) {
             Weight::Failure,
             code::EVIDENCE_CONTRADICTS,
             Some("sequences"),
+            text,
+        );
+    }
+}
+
+/// Computes the result of the standing markers again.
+fn judge_markers_again(facts: &Facts, reasons: &mut Reasons) {
+    let Some(point) = facts.point.as_ref() else { return };
+    let recorded = facts.check("standing-markers").map(|check| check.result);
+    if recorded == Some(CheckResult::Pass) && standing::judge(&point.markers).result != CheckResult::Pass {
+        let text = "The standing markers are recorded as PASS, but the recorded markers do not show it.";
+        reasons.add(
+            Weight::Failure,
+            code::EVIDENCE_CONTRADICTS,
+            Some("standing-markers"),
             text,
         );
     }

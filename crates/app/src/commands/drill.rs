@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use report::Circumstances;
 use serde_json::{Value, json};
 
-use super::drill_setup::{self, Parts, Setup};
+use super::drill_setup::{self, Parts, Purpose, Setup};
 use super::{drill_sign, drill_stored as stored};
 use crate::account;
 use crate::cli;
@@ -75,7 +75,7 @@ fn planted(fault: cli::PlantedFault) -> drill::Fault {
 
 pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let (reports, signer) = before_becoming_owner(context, arguments)?;
-    let setup = Setup::new(context, &arguments.of)?;
+    let setup = Setup::new(context, &arguments.of, Purpose::Run)?;
     let copy = setup.copy()?;
     let backups = copy.cluster.backups()?;
     let frequency = setup.configuration.frequency(&setup.profile.name);
@@ -96,7 +96,6 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let clock = || context.now();
     let measure = || setup.measure_loss();
     let outcome = drill::run(&setup.drill(&Parts {
-        before: Vec::new(),
         keep: arguments.keep,
         threads: arguments.threads,
         trigger: arguments.trigger.clone(),

@@ -1,6 +1,6 @@
-//! `pgproof drill preflight` and `pgproof drill plan`: what a drill would meet, and what it would do.
+//! `pgproof drill preflight`, `plan` and `mark`: what a drill would meet, what it would do, and markers for later ones.
 //!
-//! Invariants: neither changes production, and nothing is restored; a preflight's exit code says go (0) or no-go (3);
+//! Invariants: `mark` alone changes production (one row of pgproof's own table), and nothing is restored; a preflight's exit code says go (0) or no-go (3);
 //! only `--register` keeps something, as evidence that is created once.
 
 use std::sync::atomic::AtomicBool;
@@ -12,8 +12,9 @@ use drill::{Drill, forecast, perform};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::account;
 use crate::cli;
-use crate::commands::drill_setup::{Parts, Setup};
+use crate::commands::drill_setup::{Parts, Purpose, Setup};
 use crate::context::Context;
 use crate::{exit, output, times};
 
@@ -23,12 +24,11 @@ fn with_drill<T>(
     of: &cli::DrillOf,
     body: impl FnOnce(&Drill<'_>, &Preflight) -> Result<T>,
 ) -> Result<T> {
-    let setup = Setup::new(context, of)?;
+    let setup = Setup::new(context, of, Purpose::Look)?;
     let measure = || setup.measure_loss();
     let clock = || context.now();
     let abort = AtomicBool::new(false);
     let drill = setup.drill(&Parts {
-        before: Vec::new(),
         keep: false,
         threads: None,
         trigger: String::new(),
@@ -112,6 +112,19 @@ pub fn plan(context: &Context, arguments: &cli::DrillPlan) -> Result<u8> {
         }
         Ok(exit::DONE)
     })
+}
+
+pub fn mark(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
+    let configuration = context.configuration()?;
+    let cluster = configuration.cluster(arguments.cluster.as_deref())?;
+    account::become_owner(&configuration, cluster)?;
+    let id = drill::standing::mark(&cluster.connection, context.now())?;
+    if context.json {
+        output::json(&json!({ "marker": id }));
+    } else {
+        output::line(format!("Marker {id}"));
+    }
+    Ok(exit::DONE)
 }
 
 fn value(drill: &Drill<'_>, seen: &Preflight, registered: Option<&str>) -> Value {

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use diagnostic::{Error, Result};
 use drill::facts::{People, PointFacts, Rpo, StepFacts};
@@ -20,7 +21,7 @@ use crate::config::{Cluster, Configuration, NO_SERVER};
 use crate::context::{Context, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::drill_environment::{self, DrillEnvironment};
-use crate::{programs, rpo, targets};
+use crate::{output, programs, rpo, targets};
 
 /// Where a copy lives when nobody says.
 const COPY_PARENT: &str = "/var/tmp";
@@ -41,13 +42,22 @@ pub struct Setup {
     pub point: Option<PointFacts>,
     /// A certain backup, by `BASE_BACKUP`.
     backup: Option<BackupId>,
+    /// What was done before the drill.
+    before: Vec<StepFacts>,
     program: PathBuf,
+}
+
+/// What the setup is for: only a run may make a backup or import one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    Run,
+    Look,
 }
 
 impl Setup {
     /// Reads configuration, environment and arguments, and opens the repository. As root for a cluster of another
     /// account this starts the program again, so that nothing may be left half done before.
-    pub fn new(context: &Context, arguments: &cli::DrillOf) -> Result<Setup> {
+    pub fn new(context: &Context, arguments: &cli::DrillOf, purpose: Purpose) -> Result<Setup> {
         let environment = drill_environment::read()?;
         let configuration = context.configuration()?;
         let name = profile_name(&configuration, arguments.profile.as_deref(), &environment)?;
@@ -67,15 +77,24 @@ impl Setup {
         }
         let people = people(arguments, own.map(|own| own.people.clone()).unwrap_or_default());
         let copies = Copies::open_any(&configuration, cluster, arguments.copy.as_deref())?;
+        let mut before = Vec::new();
+        let mut imported = None;
+        if purpose == Purpose::Run {
+            imported = import_first(context, &environment, &copies, &mut before)?;
+            if profile.backup_first && environment.skip_backup != Some(true) && imported.is_none() {
+                backup_first(context, cluster, &copies, &mut before)?;
+            }
+        }
         let chosen = copy_to_drill(&copies)?;
         let backups = copies
             .get(chosen)
             .map(|copy| copy.cluster.backups())
             .transpose()?;
         let backups = backups.unwrap_or_default();
-        let backup = match &environment.base_backup {
-            Some(name) => Some(named_backup(&backups, name)?),
-            None => None,
+        let backup = match (imported, &environment.base_backup) {
+            (Some(imported), _) => Some(imported),
+            (None, Some(name)) => Some(named_backup(&backups, name)?),
+            (None, None) => None,
         };
         let archive = archive::of_newest_backup(&backups)
             .map(|system| archive::open(&copies, system))
@@ -92,8 +111,16 @@ impl Setup {
             .or_else(|| environment.target_time.clone())
             .unwrap_or_else(|| profile.target_text.clone());
         profile.target_text.clone_from(&text);
-        if text != "bracket" {
-            profile.target = DrillTarget::Point(targets::parse(&text, context.now())?, text);
+        let mut point = None;
+        match (text.as_str(), copies.get(chosen)) {
+            ("bracket", _) => {}
+            (how @ ("random" | "worst"), Some(copy)) => {
+                let (at, facts) = choose(&copy.cluster, how, arguments.seed.as_deref())?;
+                point = Some(facts);
+                let target = history::Target::Time(postgres::Timestamp::from_jiff(at));
+                profile.target = DrillTarget::Point(target, format!("{how}: {}", output::moment(at)));
+            }
+            _ => profile.target = DrillTarget::Point(targets::parse(&text, context.now())?, text),
         }
         profile.facts = drill::profile::facts_of(&profile);
         Ok(Setup {
@@ -107,8 +134,9 @@ impl Setup {
             chosen,
             archive,
             parent,
-            point: None,
+            point,
             backup,
+            before,
             program: context.program()?,
         })
     }
@@ -157,7 +185,7 @@ impl Setup {
             point: self.point.clone(),
             api_base_url: Some(self.environment.api_base_url.clone()),
             backup: self.backup,
-            before: parts.before.clone(),
+            before: self.before.clone(),
             sandbox: SandboxOptions {
                 parent: self.parent.clone(),
                 keep: parts.keep,
@@ -192,7 +220,6 @@ impl Setup {
 
 /// What the three commands give differently.
 pub struct Parts<'a> {
-    pub before: Vec<StepFacts>,
     pub keep: bool,
     pub threads: Option<usize>,
     pub trigger: String,
@@ -269,6 +296,93 @@ fn superuser(cluster: &Cluster) -> Option<String> {
         .get("user")
         .filter(|user| !user.is_empty())
         .map(str::to_owned)
+}
+
+/// A point of the past that nobody names.
+fn choose(
+    repository: &repository::ClusterRepository,
+    how: &str,
+    seed: Option<&str>,
+) -> Result<(Timestamp, PointFacts)> {
+    let stretches = drill::choice::stretches(repository)?;
+    if how == "worst" {
+        return drill::choice::worst(&stretches, &drill::forecast::load(repository)?);
+    }
+    let seed = match seed {
+        Some(seed) => seed.to_owned(),
+        None => drill::choice::seed()?,
+    };
+    drill::choice::random(&stretches, &seed)
+}
+
+/// What `BASE_BACKUP` names is a file: it is made a backup of this cluster first, as `pgproof import` does.
+fn import_first(
+    context: &Context,
+    environment: &DrillEnvironment,
+    copies: &[OpenCopy],
+    before: &mut Vec<StepFacts>,
+) -> Result<Option<BackupId>> {
+    let Some(base) = environment.base_backup.as_deref().map(Path::new) else {
+        return match &environment.wal_archive {
+            Some(wal) => Err(Error::usage(
+                "drill-variable",
+                format!(
+                    "WAL_ARCHIVE is {:?}, and BASE_BACKUP names no file",
+                    wal.display().to_string()
+                ),
+            )
+            .hint("WAL that was archived by pgproof needs no WAL_ARCHIVE.")),
+            None => Ok(None),
+        };
+    };
+    if !base.exists() {
+        return Ok(None);
+    }
+    let wal: Vec<PathBuf> = environment.wal_archive.iter().cloned().collect();
+    let (started_at, started) = (context.now(), Instant::now());
+    let imported = super::import::before_drill(context, copies, base, &wal)?;
+    let what = imported.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+    before.push(step(
+        "import",
+        "Import the base backup and WAL that were named",
+        started_at,
+        started,
+        what,
+    ));
+    Ok(imported)
+}
+
+fn backup_first(
+    context: &Context,
+    cluster: &Cluster,
+    copies: &[OpenCopy],
+    before: &mut Vec<StepFacts>,
+) -> Result<()> {
+    let (started_at, started) = (context.now(), Instant::now());
+    let made = super::backup::before_drill(context, cluster, copies)?;
+    before.push(step(
+        "backup",
+        "Make a base backup",
+        started_at,
+        started,
+        made.join(", "),
+    ));
+    Ok(())
+}
+
+fn step(id: &str, title: &str, started_at: Timestamp, started: Instant, detail: String) -> StepFacts {
+    StepFacts {
+        id: id.into(),
+        title: title.into(),
+        started_at,
+        duration_ms: started.elapsed().as_millis() as u64,
+        outcome: drill::facts::StepOutcome::Done,
+        detail: Some(detail),
+        error_code: None,
+        expected_ms: None,
+        limit_ms: None,
+        retries: Vec::new(),
+    }
 }
 
 /// The backup that `BASE_BACKUP` names.
