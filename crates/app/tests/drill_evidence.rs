@@ -426,6 +426,27 @@ fn signing(world: &World, drill: &str, verdict: &str) {
     assert_eq!(world.json(&["drill", "audit", drill]), before);
     assert_eq!(before["signed"], true, "{before:#}");
     assert_eq!(before["signatures"][1]["signer"], "Bob Reviewer");
+
+    // As root, a key that the server's account cannot read is handed on, and what is written is that account's.
+    if rustix::process::geteuid().is_root() {
+        let key = world.scratch().join("of-root.signing-key");
+        std::fs::copy(world.scratch().join("eve.signing-key"), &key).expect("copy");
+        let output = Command::new(world.binary())
+            .arg("--config")
+            .arg(world.scratch().join("pgproof.toml"))
+            .args(["drill", "sign", drill, "--role", "reviewer", "--key"])
+            .arg(&key)
+            .current_dir(world.scratch())
+            .output()
+            .expect("the program starts");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let seen = world.json(&["drill", "audit", drill]);
+        assert_eq!(seen["signatures"].as_array().map(Vec::len), Some(3), "{seen:#}");
+    }
 }
 
 fn auditing(world: &World, drill: &str, folder: &Path) {
