@@ -756,7 +756,7 @@ fn compliance(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: &Cir
     out.heading(3, "7.2 Audit Evidence");
     let drill = &facts.identity.drill_id;
     let location = |name: &str| value(format!("evidence/{drill}/{name}"), "/identity/drill_id").code();
-    let kept = || said("permanent: evidence is never expired");
+    let kept = || said("permanent: never expired");
     out.table(
         &["Evidence Type", "Location", "Retention"],
         [
