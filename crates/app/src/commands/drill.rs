@@ -80,7 +80,6 @@ fn planted(fault: cli::PlantedFault) -> drill::Fault {
 
 pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let setup = Setup::new(context, &arguments.of, Purpose::Run)?;
-    let reports = report_directory(&setup.configuration, setup.cluster()?)?;
     let copy = setup.copy()?;
     let backups = copy.cluster.backups()?;
     let documents = |facts: &Facts, verdict: &Verdict| {
@@ -107,7 +106,6 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         rpo: Some(&measure),
         clock: &clock,
         documents: &documents,
-        report_directory: Some(reports),
         faults: arguments.plant.iter().map(|fault| planted(*fault)).collect(),
         abort: &abort,
         watcher: &shown,
@@ -133,7 +131,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
 }
 
 /// The folder for reports; made here, where root can still give it to the account that will write there.
-fn report_directory(configuration: &Configuration, cluster: &Cluster) -> Result<PathBuf> {
+pub(super) fn report_directory(configuration: &Configuration, cluster: &Cluster) -> Result<PathBuf> {
     let given = std::env::var_os("DRILL_REPORT_DIR").filter(|text| !text.is_empty());
     let folder = given.map_or_else(|| PathBuf::from(REPORT_DIRECTORY), PathBuf::from);
     let folder = std::path::absolute(&folder)
