@@ -432,3 +432,78 @@ fn names_of_substitutions(facts: &Value) -> Vec<String> {
     all.filter_map(|each| each["name"].as_str().map(str::to_owned))
         .collect()
 }
+
+#[test]
+fn a_changed_row_under_a_right_checksum_is_caught_by_another_version_of_the_backup_alone() {
+    let Some(world) =
+        World::start("a_changed_row_under_a_right_checksum_is_caught_by_another_version_of_the_backup_alone")
+    else {
+        return;
+    };
+    world
+        .session()
+        .execute(
+            "create table public.still (id int primary key, v text);
+             insert into public.still select n, md5(n::text) from generate_series(1, 500) n",
+        )
+        .expect("a table");
+    world
+        .session()
+        .execute("vacuum public.still")
+        .expect("settled rows");
+    configure(
+        &world,
+        "\n[drill.versions]\nchecks = [\"page-checksums\", \"amcheck\", \"n-version\"]\n",
+    );
+    let drill = |options: &[&str]| {
+        let all: Vec<&str> = ["drill", "run", "versions", "--json"]
+            .iter()
+            .chain(options)
+            .copied()
+            .collect();
+        let ended = world.run(&all);
+        let facts = ended.json();
+        (ended.code, facts, ended.stderr)
+    };
+    world.json(&["backup"]);
+    // One version is no comparison.
+    let (_, facts, _) = drill(&[]);
+    assert_eq!(check_of(&facts, "n-version")["result"], "NOT RUN", "{facts:#}");
+    world
+        .session()
+        .execute("create table public.more as select * from public.still")
+        .expect("work");
+    world.archive_all();
+    world.json(&["backup"]);
+    let (code, facts, stderr) = drill(&[]);
+    let check = check_of(&facts, "n-version");
+    assert_eq!(
+        (code, check["result"].as_str()),
+        (0, Some("PASS")),
+        "{facts:#}\n{stderr}"
+    );
+    let detail = &check["detail"];
+    assert_ne!(detail["backup"], detail["other_backup"], "{detail:#}");
+    assert!(
+        detail["tables"]
+            .as_array()
+            .is_some_and(|tables| tables.len() >= 2),
+        "{detail:#}"
+    );
+    assert_eq!(facts["teardown"]["folder_removed"], true);
+
+    let (code, facts, stderr) = drill(&["--plant", "row-changed"]);
+    assert_eq!(
+        (code, facts["verdict"].as_str()),
+        (3, Some("FAILED")),
+        "{facts:#}\n{stderr}"
+    );
+    let check = check_of(&facts, "n-version");
+    assert_eq!(
+        (check["result"].as_str(), check["reason"].as_str()),
+        (Some("FAIL"), Some("versions-differ"))
+    );
+    for blind in ["page-checksums", "amcheck"] {
+        assert_eq!(check_of(&facts, blind)["result"], "PASS", "{blind} cannot see it");
+    }
+}

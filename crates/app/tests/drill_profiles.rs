@@ -678,3 +678,74 @@ fn a_backup_is_made_first_where_the_profile_says_so_and_one_that_is_named_is_tak
         "{facts:#}"
     );
 }
+
+#[test]
+fn a_restore_that_fails_is_tried_again_and_the_report_says_so() {
+    use std::io::{BufRead, BufReader};
+    let Some(world) = World::start("a_restore_that_fails_is_tried_again_and_the_report_says_so") else {
+        return;
+    };
+    world
+        .session()
+        .execute("create table public.a as select n from generate_series(1, 2000) n")
+        .expect("a table");
+    world.json(&["backup"]);
+    configure(
+        &world,
+        "\n[drill.stubborn]\nrestore_tries = 5\n[drill.once]\nrestore_tries = 1\n",
+    );
+    let pack = tree(&world.repository())
+        .into_iter()
+        .map(|(path, _)| path)
+        .find(|path| path.extension().is_some_and(|extension| extension == "rows"))
+        .expect("a pack of rows");
+    let aside = world.scratch().join("aside");
+    std::fs::rename(&pack, &aside).expect("move the pack away");
+    let ended = world.run(&["drill", "run", "once", "--json"]);
+    let facts = ended.json();
+    assert_eq!(
+        (ended.code, facts["verdict"].as_str()),
+        (3, Some("FAILED")),
+        "{facts:#}"
+    );
+
+    let mut command = world.command(&["drill", "run", "stubborn", "--json"]);
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let told = BufReader::new(child.stderr.take().expect("its standard error"));
+    let mut output = child.stdout.take().expect("its standard output");
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut output, &mut text).expect("its output");
+        text
+    });
+    let mut away = true;
+    for line in told.lines() {
+        // It is put back as soon as the first try has failed.
+        if line.expect("a line").contains("once more") && std::mem::take(&mut away) {
+            std::fs::rename(&aside, &pack).expect("put the pack back");
+        }
+    }
+    let code = child.wait().expect("it ends").code();
+    let facts: Value = serde_json::from_str(&reader.join().expect("its output")).expect("JSON");
+    assert_eq!(code, Some(0), "{facts:#}");
+    let steps = facts["steps"].as_array().expect("steps");
+    let restore = steps
+        .iter()
+        .find(|step| step["id"] == "restore")
+        .expect("the step");
+    assert!(
+        restore["retries"]
+            .as_array()
+            .is_some_and(|retries| !retries.is_empty()),
+        "{restore:#}"
+    );
+    assert!(
+        reasons(&facts).iter().any(|(code, _)| code == "step-retried"),
+        "{:#}",
+        facts["reasons"]
+    );
+    assert_eq!(check_of(&facts, "row-proof")["result"], "PASS");
+}

@@ -96,6 +96,12 @@ pub fn draft(id: &str) -> Option<Draft> {
              archived WAL",
             "those committed before the point are in the copy, those behind it are not",
         ),
+        "n-version" => Draft::new(
+            "n-version",
+            "keyed digests of every relation at the last stop, against those of the same stop recovered from another \
+             backup",
+            "every digest is equal",
+        ),
         "row-proof" => Draft::new(
             "row-proof",
             crate::rows::DEFINITION,

@@ -43,6 +43,8 @@ const FOLDER_PREFIX: &str = "pgproof-drill-";
 const SAME_SECOND_MAX: u32 = 1000;
 const LOCK_NAME: &str = "lock";
 const KEPT_NAME: &str = "kept";
+/// The folder, within a copy's, of another version of the backup.
+pub(crate) const SECOND: &str = "v2";
 
 /// The copy's folder, held by a lock as long as the drill lives.
 #[derive(Debug)]
@@ -125,9 +127,10 @@ pub fn remove_leftovers(parent: &Path) -> Result<Vec<String>> {
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }
-        let data = path.join("data");
-        if data.exists() {
-            Instance::stop_leftover(&data, STOP_LIMIT)?;
+        for data in [path.join("data"), path.join(SECOND).join("data")] {
+            if data.exists() {
+                Instance::stop_leftover(&data, STOP_LIMIT)?;
+            }
         }
         std::fs::remove_dir_all(&path).map_err(|error| folder_error("remove", &path, &error))?;
         removed.push(name);

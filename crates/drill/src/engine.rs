@@ -58,6 +58,8 @@ pub(crate) struct Run<'a> {
     pub archive_before: Option<crate::archive::Listing>,
     /// Whose additions to the archive are production's own.
     pub archive_of: Option<(SystemIdentifier, TimelineId)>,
+    /// Digests of the copy at its last stop, for the comparison with another version.
+    pub version: Option<crate::versions::Version>,
     /// The database in which production keeps standing markers.
     pub markers_in: Option<String>,
     /// What endpoints answered before anything was restored, by check.
@@ -84,6 +86,7 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
         facts: blank(drill, started_at),
         archive_before: None,
         archive_of: None,
+        version: None,
         markers_in: None,
         before: BTreeMap::new(),
         loss_unknown: None,

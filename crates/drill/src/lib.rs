@@ -52,11 +52,13 @@ pub mod user_checks;
 pub mod verdict;
 #[cfg(test)]
 mod verdict_tests;
+pub mod versions;
 
 pub use engine::{Outcome, run};
 pub use evidence::document;
 pub use facts::Facts;
 pub use options::{
-    BUILT_IN_CHECKS, Documents, Drill, DrillTarget, Fault, Grant, Profile, SandboxOptions, Silent, Watcher,
+    BUILT_IN_CHECKS, DEFAULT_CHECKS, Documents, Drill, DrillTarget, Fault, Grant, Profile, SandboxOptions,
+    Silent, Watcher,
 };
 pub use verdict::{Reason, Status, Verdict, Weight, code, judge};

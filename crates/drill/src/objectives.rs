@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{
-    Category, Check, CheckResult, ClockFacts, Facts, InstantFacts, Measure, ProfileFacts, Rpo,
+    Category, Check, CheckResult, ClockFacts, Facts, InstantFacts, Measure, ProfileFacts, Rpo, StepOutcome,
 };
 use crate::verdict::code;
 
@@ -263,15 +263,29 @@ pub fn clock(objective: &Objective, profile: &str, own: bool) -> ClockFacts {
     }
 }
 
-/// Measures and judges one clock; the check that says so.
-pub fn measure(clock: &mut ClockFacts, facts: &Facts, why_not: Option<&str>) -> Check {
+/// What the facts say of a clock. Where no server could lose anything its recovery point is not measured at all.
+fn judge_by(clock: &ClockFacts, facts: &Facts) -> (Option<u64>, (CheckResult, Option<&'static str>, String)) {
+    let skipped = |id: &str| {
+        let step = facts.steps.iter().find(|step| step.id == id);
+        step.is_some_and(|step| step.outcome == StepOutcome::Skipped)
+    };
+    if clock.measure == Measure::RecoveryPoint && facts.rpo.is_none() && skipped("rpo") {
+        let why = "there is no server that could lose anything".to_string();
+        return (None, (CheckResult::NotRun, Some(code::CHECK_NOT_RUN), why));
+    }
     let measured = Expression::parse(&clock.expression).and_then(|each| each.evaluate(&facts.instants));
-    clock.measured_ms = measured
+    let length = measured
         .as_ref()
         .ok()
         .filter(|measured| **measured >= 0 || clock.measure == Measure::RecoveryPoint)
         .map(|measured| measured.max(&0).unsigned_abs());
-    let (result, reason, mut actual) = judge(clock, measured, facts.rpo.as_ref());
+    (length, judge(clock, measured, facts.rpo.as_ref()))
+}
+
+/// Measures and judges one clock; the check that says so.
+pub fn measure(clock: &mut ClockFacts, facts: &Facts, why_not: Option<&str>) -> Check {
+    let (measured, (result, reason, mut actual)) = judge_by(clock, facts);
+    clock.measured_ms = measured;
     if clock.measured_ms.is_none()
         && let Some(why) = why_not
     {
@@ -295,13 +309,8 @@ pub fn measure(clock: &mut ClockFacts, facts: &Facts, why_not: Option<&str>) -> 
 /// What contradicts itself in a recorded clock, computed again from the instants and from the profile that sets it.
 /// `None`: it holds.
 pub fn contradiction(clock: &ClockFacts, facts: &Facts) -> Option<String> {
-    let measured = Expression::parse(&clock.expression).and_then(|each| each.evaluate(&facts.instants));
-    let recomputed = measured
-        .as_ref()
-        .ok()
-        .map(|measured| measured.max(&0).unsigned_abs());
-    let (result, _, _) = judge(clock, measured, facts.rpo.as_ref());
-    if clock.measured_ms.is_some() && clock.measured_ms != recomputed {
+    let (recomputed, (result, _, _)) = judge_by(clock, facts);
+    if clock.measured_ms != recomputed {
         return Some("the recorded instants give another time".into());
     }
     if clock.result != result {

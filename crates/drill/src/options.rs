@@ -29,7 +29,10 @@ pub enum DrillTarget {
 }
 
 /// The built-in checks that can be asked for by name.
-pub const BUILT_IN_CHECKS: [&str; 3] = ["row-proof", "page-checksums", "amcheck"];
+pub const BUILT_IN_CHECKS: [&str; 4] = ["row-proof", "page-checksums", "amcheck", "n-version"];
+
+/// Those that a profile asks for where it does not say: a second restore is asked for by name.
+pub const DEFAULT_CHECKS: [&str; 3] = ["row-proof", "page-checksums", "amcheck"];
 
 /// What a profile lets checks do outside of the quarantine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -109,7 +112,7 @@ impl Profile {
             target_text: "bracket".into(),
             objectives: Vec::new(),
             gates: GateLimits::default(),
-            checks: BUILT_IN_CHECKS.iter().map(ToString::to_string).collect(),
+            checks: DEFAULT_CHECKS.iter().map(ToString::to_string).collect(),
             user_checks: Vec::new(),
             may_be_not_run: Vec::new(),
             grants: Vec::new(),

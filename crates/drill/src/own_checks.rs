@@ -27,7 +27,7 @@ pub(crate) struct Found {
     result: CheckResult,
     reason: Option<&'static str>,
     actual: String,
-    detail: Option<CheckDetail>,
+    detail: Option<Box<CheckDetail>>,
 }
 
 impl Found {
@@ -71,7 +71,7 @@ impl Found {
     }
 
     fn with(mut self, detail: CheckDetail) -> Found {
-        self.detail = Some(detail);
+        self.detail = Some(Box::new(detail));
         self
     }
 }
@@ -136,7 +136,13 @@ fn one(run: &mut Run<'_>, copy: &Copy, database: &str, check: &UserCheck) -> Che
             samples,
         } => application::latency(run, copy, database, asked, *p95, *samples),
     };
-    checks::found(check, found.result, found.reason, found.actual, found.detail)
+    checks::found(
+        check,
+        found.result,
+        found.reason,
+        found.actual,
+        found.detail.map(|detail| *detail),
+    )
 }
 
 /// Records, once, that something was done outside of the quarantine.
@@ -168,7 +174,13 @@ pub(crate) fn count_rows(run: &mut Run<'_>, own_database: &str) {
         };
         let database = database.as_deref().unwrap_or(own_database);
         let found = database::row_counts(run.facts.row_proof.as_ref(), database, tables);
-        let made = checks::found(check, found.result, found.reason, found.actual, found.detail);
+        let made = checks::found(
+            check,
+            found.result,
+            found.reason,
+            found.actual,
+            found.detail.map(|detail| *detail),
+        );
         record(run, made, Duration::ZERO);
     }
 }

@@ -34,9 +34,10 @@ use crate::standing;
 use crate::stops::recover;
 use crate::user_checks::CheckKind;
 use crate::verdict::code;
+use crate::versions;
 
 /// Every step of a drill, in order, with its title.
-pub const STEPS: [(&str, &str); 15] = [
+pub const STEPS: [(&str, &str); 16] = [
     ("look", "Look at production and clean up after interrupted drills"),
     ("rpo", "Measure what would be lost now"),
     ("gates", "Look through the gates"),
@@ -50,6 +51,10 @@ pub const STEPS: [(&str, &str); 15] = [
     ("recover", "Recover to each stop, and look at the copy there"),
     ("amcheck", "Check tables and indexes with amcheck"),
     ("page-checksums", "Stop the copy and verify its page checksums"),
+    (
+        "n-version",
+        "Recover the same point from another backup, and compare",
+    ),
     ("tear-down", "Stop the copy and remove it"),
     ("archive-after", "Compare the WAL archive with its listing before"),
 ];
@@ -98,7 +103,29 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
         "Recover to each stop, and look at the copy there",
         |run| recover(run, copy, &plan, &backup, point.as_ref(), &key),
     )?;
-    check_sound(run, copy, &plan, &backup)
+    check_sound(run, copy, &plan, &backup)?;
+    compare_versions(run, folder, copy, &plan, production.as_ref(), &key)
+}
+
+/// The same point from another backup, where the profile asks for it.
+fn compare_versions(
+    run: &mut Run<'_>,
+    folder: &CopyFolder,
+    copy: &mut Copy,
+    plan: &Plan,
+    production: Option<&Production>,
+    key: &RowKey,
+) -> Result<(), Ended> {
+    let title = "Recover the same point from another backup, and compare";
+    if !run.drill.profile.asks_for("n-version") {
+        run.skip("n-version", title, "the profile does not ask for it");
+        return Ok(());
+    }
+    run.step("n-version", title, |run| {
+        // One server at a time: both take half of the host's free memory.
+        copy.stop()?;
+        versions::compare(run, folder, plan, production, key)
+    })
 }
 
 fn look(run: &mut Run<'_>) -> Result<(Option<Production>, String)> {
@@ -344,6 +371,7 @@ fn make_plan(
     let place = Place {
         folder: folder.path.clone(),
         restore_command: feed.restore_command()?,
+        backup: drill.backup,
     };
     let timeline = production.map(|production| production.facts.timeline);
     let plan = plan_for(drill, &backups, &archive, stops(drill, point), timeline, &place)?;
@@ -423,6 +451,8 @@ pub(crate) fn archive_of(
 pub(crate) struct Place {
     pub folder: PathBuf,
     pub restore_command: String,
+    /// A certain backup.
+    pub backup: Option<repository::BackupId>,
 }
 
 /// The plan of a copy, by the planner of `restore`. Nothing is touched.
@@ -448,7 +478,7 @@ pub(crate) fn plan_for(
         cluster: drill.repository.name().to_string(),
         stops,
         timeline,
-        backup: drill.backup,
+        backup: place.backup,
         destination: place.folder.join("data"),
         tablespaces: Vec::new(),
         tablespaces_into: None,

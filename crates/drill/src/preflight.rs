@@ -208,6 +208,7 @@ fn plan(drill: &Drill<'_>, server: Option<&ServerSeen>) -> Result<Plan> {
     let place = perform::Place {
         folder: parent.join("pgproof-drill"),
         restore_command: "/bin/sh '<the copy>/feed/fetch.sh' '<the copy>/feed' '%f' '%p'".into(),
+        backup: drill.backup,
     };
     let timeline = server.map(|server| server.facts.timeline);
     perform::plan_for(drill, &backups, &archive, stops, timeline, &place)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::facts::{Measure, ProfileFacts};
 use crate::gates::{DEFAULT_BACKUP_AGE, GATES, GateLimits};
 use crate::objectives::{Expression, INSTANTS, Objective, RPO_EXPRESSION, RTO_EXPRESSION, warning_of};
-use crate::options::{BUILT_IN_CHECKS, DrillTarget, Grant, Profile};
+use crate::options::{BUILT_IN_CHECKS, DEFAULT_CHECKS, DrillTarget, Grant, Profile};
 use crate::user_checks::UserCheck;
 
 /// A profile as it is written: what is absent is inherited.
@@ -134,12 +134,7 @@ pub fn built_in(name: &str) -> Option<ProfileDefinition> {
     Some(match name {
         "default" => ProfileDefinition {
             target: Some("bracket".into()),
-            checks: Some(
-                BUILT_IN_CHECKS_OF_DEFAULT
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect(),
-            ),
+            checks: Some(DEFAULT_CHECKS.iter().map(ToString::to_string).collect()),
             gates: GateDefinition {
                 free_space: Some(2.0),
                 clock: Some(Duration::from_secs(10)),
@@ -175,8 +170,6 @@ pub fn built_in(name: &str) -> Option<ProfileDefinition> {
         _ => return None,
     })
 }
-
-const BUILT_IN_CHECKS_OF_DEFAULT: [&str; 3] = ["row-proof", "page-checksums", "amcheck"];
 
 /// A chain of definitions, the most general first.
 struct Chain {

@@ -252,8 +252,8 @@ mod tests {
         let before = marker(10, true, Some(true));
         let behind = marker(30, false, Some(false));
         assert_eq!(of(&[before.clone(), behind.clone()]).0, CheckResult::Pass);
-        assert_eq!(of(&[before.clone()]).0, CheckResult::Warn);
-        assert_eq!(of(&[behind.clone()]).0, CheckResult::Warn);
+        assert_eq!(of(std::slice::from_ref(&before)).0, CheckResult::Warn);
+        assert_eq!(of(std::slice::from_ref(&behind)).0, CheckResult::Warn);
         assert_eq!(of(&[]).0, CheckResult::NotRun);
         assert_eq!(
             of(&[before.clone(), marker(30, false, None)]).0,

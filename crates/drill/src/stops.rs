@@ -31,6 +31,7 @@ use crate::server_error::{recordable, sqlstate};
 use crate::soundness::{check_of_users, look_at_copy, own_database};
 use crate::standing;
 use crate::verdict::code;
+use crate::versions;
 
 /// Everything that is gathered while the copy stands at its stops.
 #[derive(Default)]
@@ -98,6 +99,12 @@ pub(crate) fn recover(
         looked.map_err(|error| crashed(copy, error))?;
         if last {
             look_at_copy(run, copy)?;
+            if drill.profile.asks_for("n-version") {
+                let own = own_database(run);
+                let version =
+                    versions::digest(drill, copy, key, &own).map_err(|error| crashed(copy, error))?;
+                run.version = Some(version);
+            }
             promote_for_locked(run, copy, point, key, &mut seen)?;
             check_of_users(run, copy)?;
         }
@@ -189,7 +196,7 @@ fn go_to_stop(run: &mut Run<'_>, copy: &mut Copy, plan: &Plan, at: usize) -> Res
 }
 
 /// The end of the archived WAL is no recovery target: the copy opens there.
-fn opens_at(plan: &Plan, at: usize) -> Option<Lsn> {
+pub(crate) fn opens_at(plan: &Plan, at: usize) -> Option<Lsn> {
     plan.stops
         .get(at)
         .filter(|stop| stop.target.target == Target::Latest)
@@ -205,11 +212,14 @@ fn plant_row_change(
     point: Option<&Point>,
 ) -> Result<()> {
     let mut candidates = Vec::new();
-    for database in point.map(|point| point.databases.as_slice()).unwrap_or_default() {
-        candidates.extend(fault::candidates(
-            &copy.conninfo(&database.database),
-            &database.database,
-        )?);
+    let mut names: Vec<String> = point
+        .map(|point| point.databases.iter().map(|each| each.database.clone()).collect())
+        .unwrap_or_default();
+    if names.is_empty() {
+        names.push(own_database(run));
+    }
+    for name in &names {
+        candidates.extend(fault::candidates(&copy.conninfo(name), name)?);
     }
     copy.stop()?;
     let what = fault::change_one_row(copy.data(), &candidates, backup.data_checksum_version != 0)?;

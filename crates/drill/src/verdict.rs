@@ -8,11 +8,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{
-    Check, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState, StepOutcome,
-    StopOutcome,
+    Check, CheckDetail, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState,
+    StepOutcome, StopOutcome,
 };
 use crate::objectives;
 use crate::standing;
+use crate::versions;
 
 /// Stable codes of reasons. A code never changes its meaning.
 pub mod code {
@@ -96,6 +97,8 @@ pub mod code {
     pub const TESTS_FAILED: &str = "tests-failed";
     /// Answers came too slowly.
     pub const ANSWERS_TOO_SLOW: &str = "answers-too-slow";
+    /// The same point recovered from two backups holds other rows.
+    pub const VERSIONS_DIFFER: &str = "versions-differ";
     /// A check warned.
     pub const CHECK_WARNED: &str = "check-warned";
     /// A check was not made.
@@ -216,6 +219,7 @@ pub fn judge(facts: &Facts) -> Verdict {
     judge_checks(facts, &mut reasons);
     judge_rows_again(facts, &mut reasons);
     judge_markers_again(facts, &mut reasons);
+    judge_versions_again(facts, &mut reasons);
     judge_objectives_again(facts, &mut reasons);
     judge_quarantine(facts, &mut reasons);
     judge_teardown(facts, &mut reasons);
@@ -487,6 +491,29 @@ fn judge_markers_again(facts: &Facts, reasons: &mut Reasons) {
             Weight::Failure,
             code::EVIDENCE_CONTRADICTS,
             Some("standing-markers"),
+            text,
+        );
+    }
+}
+
+/// Compares the two versions again, by their recorded digests.
+fn judge_versions_again(facts: &Facts, reasons: &mut Reasons) {
+    let Some(check) = facts
+        .check("n-version")
+        .filter(|check| check.result == CheckResult::Pass)
+    else {
+        return;
+    };
+    let holds = match &check.detail {
+        Some(CheckDetail::Versions(detail)) => versions::judge(detail.clone()).result == CheckResult::Pass,
+        _ => false,
+    };
+    if !holds {
+        let text = "The versions are recorded as equal, but the recorded digests do not show it.";
+        reasons.add(
+            Weight::Failure,
+            code::EVIDENCE_CONTRADICTS,
+            Some("n-version"),
             text,
         );
     }

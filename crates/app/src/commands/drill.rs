@@ -18,6 +18,7 @@ use super::drill_setup::{self, Parts, Purpose, Setup};
 use super::{drill_sign, drill_stored as stored};
 use crate::account;
 use crate::cli;
+use crate::config::{Cluster, Configuration};
 use crate::context::Context;
 use crate::progress::Progress;
 use crate::{exit, lease, output};
@@ -74,7 +75,7 @@ fn planted(fault: cli::PlantedFault) -> drill::Fault {
 }
 
 pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
-    let (reports, signer) = before_becoming_owner(context, arguments)?;
+    let signer = signer_of_run(context, arguments)?;
     let setup = Setup::new(context, &arguments.of, Purpose::Run)?;
     let copy = setup.copy()?;
     let backups = copy.cluster.backups()?;
@@ -103,14 +104,20 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         rpo: Some(&measure),
         clock: &clock,
         documents: &documents,
-        report_directory: Some(reports.clone()),
         faults: arguments.plant.iter().map(|fault| planted(*fault)).collect(),
         abort: &abort,
         watcher: &shown,
     })?)?;
     drop((shown, leases));
     if let Some(signer) = &signer {
-        super::drill_sign::as_operator(context, copy, &outcome, signer, &setup.configuration, &reports);
+        drill_sign::as_operator(
+            context,
+            copy,
+            &outcome,
+            signer,
+            &setup.configuration,
+            &stored::report_directory()?,
+        );
     }
     for error in &outcome.evidence_errors {
         output::notice("warning: the evidence could not be kept everywhere");
@@ -131,29 +138,29 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     Ok(outcome.verdict.status.exit_code())
 }
 
-/// What is done as the account that started the program: the folder for reports, which root can still give to the account
-/// that will write there, and the signing key, which only its owner may be able to read.
-fn before_becoming_owner(
-    context: &Context,
-    arguments: &cli::DrillRun,
-) -> Result<(PathBuf, Option<drill_sign::Signer>)> {
+/// The folder for reports; made here, where root can still give it to the account that will write there.
+pub(super) fn report_directory(configuration: &Configuration, cluster: &Cluster) -> Result<PathBuf> {
+    let folder = stored::report_directory()?;
+    if let Some(owner) = account::owner(configuration, cluster) {
+        account::make_folder(&folder, owner)?;
+    }
+    Ok(folder)
+}
+
+/// Reads the signing key as the account that started the program: only its owner may be able to.
+fn signer_of_run(context: &Context, arguments: &cli::DrillRun) -> Result<Option<drill_sign::Signer>> {
+    let Some(file) = &arguments.sign_key else {
+        return Ok(None);
+    };
     let configuration = context.configuration()?;
     let cluster = drill_setup::cluster_of(&configuration, &arguments.of)?;
-    let reports = stored::report_directory()?;
-    if let Some(owner) = account::owner(&configuration, cluster) {
-        account::make_folder(&reports, owner)?;
-    }
     // An unknown key is told before anything is done, not after a drill that then stays unsigned.
-    let signer = match &arguments.sign_key {
-        Some(file) => {
-            let key = drill_sign::read_key(file)?;
-            let signer = drill_sign::signer(&key, &configuration.signers)?;
-            account::become_owner_with_key(&configuration, cluster, "--sign-key", &key)?;
-            Some(signer)
-        }
-        None => None,
-    };
-    Ok((reports, signer))
+    let key = drill_sign::read_key(file)?;
+    let signer = drill_sign::signer(&key, &configuration.signers)?;
+    // The folder is root's to make and to give, and this does not come back.
+    report_directory(&configuration, cluster)?;
+    account::become_owner_with_key(&configuration, cluster, "--sign-key", &key)?;
+    Ok(Some(signer))
 }
 
 /// The first SIGINT or SIGTERM asks the drill to end; the second one ends the process.

@@ -36,7 +36,6 @@ fn with_drill<T>(
         rpo: Some(&measure),
         clock: &clock,
         documents: &|_, _| Vec::new(),
-        report_directory: None,
         faults: Vec::new(),
         abort: &abort,
         watcher: &drill::Silent,

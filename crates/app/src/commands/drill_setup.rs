@@ -44,6 +44,8 @@ pub struct Setup {
     backup: Option<BackupId>,
     /// What was done before the drill.
     before: Vec<StepFacts>,
+    /// Where the report is copied to.
+    reports: Option<PathBuf>,
     program: PathBuf,
 }
 
@@ -68,6 +70,11 @@ impl Setup {
             .as_deref()
             .or(own.and_then(|own| own.cluster.as_deref()));
         let cluster = configuration.cluster(cluster_name)?;
+        // Root can still give the folder to the account that will write there.
+        let reports = match purpose {
+            Purpose::Run => Some(super::drill::report_directory(&configuration, cluster)?),
+            Purpose::Look => None,
+        };
         account::become_owner(&configuration, cluster)?;
         let mut also = Vec::new();
         for name in arguments.also.iter().chain(&profile.also) {
@@ -137,6 +144,7 @@ impl Setup {
             point,
             backup,
             before,
+            reports,
             program: context.program()?,
         })
     }
@@ -210,7 +218,7 @@ impl Setup {
             rpo: parts.rpo.filter(|_| served),
             clock: parts.clock,
             documents: parts.documents,
-            report_directory: parts.report_directory.clone(),
+            report_directory: self.reports.clone(),
             faults: parts.faults.clone(),
             abort: parts.abort,
             watcher: parts.watcher,
@@ -227,7 +235,6 @@ pub struct Parts<'a> {
     pub rpo: Option<&'a dyn Fn() -> Result<Rpo>>,
     pub clock: &'a dyn Fn() -> Timestamp,
     pub documents: &'a dyn Fn(&drill::Facts, &drill::Verdict) -> drill::Documents,
-    pub report_directory: Option<PathBuf>,
     pub faults: Vec<drill::Fault>,
     pub abort: &'a AtomicBool,
     pub watcher: &'a dyn drill::Watcher,
