@@ -692,7 +692,7 @@ fn a_restore_that_fails_is_tried_again_and_the_report_says_so() {
     world.json(&["backup"]);
     configure(
         &world,
-        "\n[drill.stubborn]\nrestore_tries = 5\n[drill.once]\nrestore_tries = 1\n",
+        "\n[drill.stubborn]\nrestore_tries = 3\n[drill.once]\nrestore_tries = 1\n",
     );
     let pack = tree(&world.repository())
         .into_iter()

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
 use history::{Archive, Target, Wanted};
@@ -61,6 +62,10 @@ pub const STEPS: [(&str, &str); 16] = [
 
 /// Sessions at once for digests and amcheck: production is not to be crowded.
 pub(crate) const SESSIONS: usize = 2;
+/// Between two tries of a restore.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Between two looks at whether the drill is to end.
+const POLL: Duration = Duration::from_millis(50);
 /// What the first stop is for.
 pub(crate) const REQUESTED: &str = "the requested target";
 /// What is known of production.
@@ -623,11 +628,19 @@ fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
             Ok(result) => break result,
             Err(error) => error,
         };
-        if done >= tries || drill.abort.load(std::sync::atomic::Ordering::Relaxed) {
+        if done >= tries || drill.abort.load(Ordering::Relaxed) {
             return Err(error);
         }
         run.retried(&error, started.elapsed());
         clear_for_retry(plan)?;
+        // What failed for a moment needs that moment.
+        let pause = Instant::now();
+        while pause.elapsed() < RETRY_PAUSE {
+            if drill.abort.load(Ordering::Relaxed) {
+                return Err(error);
+            }
+            std::thread::sleep(POLL);
+        }
         done += 1;
     };
     run.mark("restore-finished");
