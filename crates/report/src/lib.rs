@@ -7,6 +7,7 @@
 mod actions;
 pub mod calendar;
 mod circumstances;
+mod compliance;
 pub mod document;
 mod html;
 mod junit;
