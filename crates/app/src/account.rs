@@ -5,6 +5,8 @@
 //! that account before it opens anything, by starting this program again under it. `init` is the exception: it makes
 //! folders as root, and asks the server through a child that runs as the server's owner.
 
+use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -116,6 +118,59 @@ pub fn become_owner(configuration: &Configuration, cluster: &Cluster) -> Result<
         "The program and its directories must be accessible for {:?}; or run it as that account.",
         owner.name()
     )))
+}
+
+/// The same for a command that was given a private key of a person's: the owner of the server may not be able to
+/// read its file, so it gets the text on its standard input, and `-` for the value of `option`.
+pub fn become_owner_with_key(
+    configuration: &Configuration,
+    cluster: &Cluster,
+    option: &str,
+    key: &str,
+) -> Result<()> {
+    let Some(owner) =
+        owner(configuration, cluster).filter(|owner| Account::current().is_root() && !owner.is_root())
+    else {
+        return Ok(());
+    };
+    let failed = |error: &std::io::Error| {
+        Error::io(
+            "account-change",
+            format!("cannot go on as {:?}, the server's account", owner.name()),
+            error,
+        )
+    };
+    let (reader, mut writer) = std::io::pipe().map_err(|error| failed(&error))?;
+    // A key is much shorter than what a pipe holds.
+    writer.write_all(key.as_bytes()).map_err(|error| failed(&error))?;
+    drop(writer);
+    let program = std::env::current_exe().map_err(|error| failed(&error))?;
+    let error = Command::new(program)
+        .args(with_value(std::env::args_os().skip(1), option, "-"))
+        .uid(owner.uid)
+        .gid(owner.gid)
+        .stdin(reader)
+        .exec();
+    Err(failed(&error))
+}
+
+/// The same words with another value of an option.
+fn with_value(words: impl Iterator<Item = OsString>, option: &str, value: &str) -> Vec<OsString> {
+    let mut given = Vec::new();
+    let mut is_value = false;
+    for word in words {
+        let joined = word
+            .to_str()
+            .and_then(|word| word.strip_prefix(option))
+            .is_some_and(|rest| rest.starts_with('='));
+        given.push(match (is_value, joined) {
+            (true, _) => value.into(),
+            (_, true) => format!("{option}={value}").into(),
+            _ => word.clone(),
+        });
+        is_value = word == option;
+    }
+    given
 }
 
 /// Creates a folder with its parents; as root, what was made is given to `owner`.
@@ -286,5 +341,25 @@ pub fn run_as(
             String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         )),
         Err(error) => Ok((false, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keys_file_becomes_standard_input_however_it_was_written() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for (typed, given) in [
+            (
+                "drill sign x --key /k --role operator",
+                "drill sign x --key - --role operator",
+            ),
+            ("drill sign x --key=/k", "drill sign x --key=-"),
+            ("drill sign --keyring /k", "drill sign --keyring /k"),
+        ] {
+            assert_eq!(with_value(words(typed).into_iter(), "--key", "-"), words(given));
+        }
     }
 }

@@ -2,9 +2,16 @@
 //!
 //! Words are PostgreSQL's. A command that is not built is not listed.
 
+mod drill;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+pub use drill::{
+    DrillAudit, DrillDue, DrillShow, DrillSign, FollowUp, FollowUpAdd, FollowUpClose, FollowUpList,
+    ShownFormat, SignerRole, SigningNew,
+};
 
 /// PostgreSQL recovery that is proven: backups, WAL archive, restore to any point in time, and drills.
 #[derive(Debug, Parser)]
@@ -480,37 +487,79 @@ pub struct RestoreTarget {
 pub enum Drill {
     /// Restore a throw-away copy for real, prove it equal to production, write the report
     Run(DrillRun),
-    /// List drills
+    /// Print what a drill would do, with expected times; touches nothing
+    Plan(DrillPlan),
+    /// Go or no-go: look through the gates, days before a drill and minutes before it
+    Preflight(DrillOf),
+    /// Commit a standing marker in production, by which points of the past are proved later; run it from a timer
+    Mark(OfCluster),
+    /// List drills with their quarter, recovery time and status, what is scheduled, and the trend
     List(OfCluster),
     /// Show one drill's report
     Show(DrillShow),
+    /// Judge a recorded drill again: every hash, the chain, the signatures, and the verdict from the facts
+    Audit(DrillAudit),
+    /// Sign a recorded drill
+    Sign(DrillSign),
+    /// When the next drills are due, also as a calendar
+    Due(DrillDue),
+    /// What drills ask people to do
+    #[command(subcommand)]
+    FollowUp(FollowUp),
 }
 
+/// Which drill is meant.
 #[derive(Debug, Args)]
-pub struct DrillRun {
-    /// The drill's name in the configuration [default: the only one, or a built-in profile]
+pub struct DrillOf {
+    /// The drill's name in the configuration, or a built-in profile [default: the only one, else `default`; with
+    /// TARGET_ENV=staging `quarterly-pitr`]
     #[arg(value_name = "PROFILE")]
     pub profile: Option<String>,
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
-    /// `bracket` (a point that the drill makes itself), or what `restore --to` takes
+    /// Judge the objectives of this profile as well
+    #[arg(long, value_name = "PROFILE")]
+    pub also: Vec<String>,
+    /// `bracket` (a point that the drill makes itself), what `restore --to` takes, `random` (a moment of the past), or
+    /// `worst` (the one whose recovery is predicted to take longest)
     #[arg(long, value_name = "TARGET")]
     pub target: Option<String>,
+    /// Draw the random point by this seed again
+    #[arg(long, value_name = "TEXT")]
+    pub seed: Option<String>,
     /// Where to put the throw-away copy [default: below /var/tmp]
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
-    /// Keep the copy when the drill has ended
-    #[arg(long)]
-    pub keep: bool,
     /// Restore from this copy of the backups [default: the first that has one]
     #[arg(long, value_name = "NAME")]
     pub copy: Option<String>,
-    /// Who runs it [default: the account's name]
+    /// Who runs it [default: the profile's, else the account's name]
     #[arg(long, value_name = "NAME")]
     pub operator: Option<String>,
-    /// Who reviews it
+    /// Who reviews it [default: the profile's]
     #[arg(long, value_name = "NAME")]
     pub reviewer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillPlan {
+    #[command(flatten)]
+    pub of: DrillOf,
+    /// Keep the plan and its criteria as evidence, before the drill is run
+    #[arg(long)]
+    pub register: bool,
+    /// When the drill is to be run
+    #[arg(long, value_name = "TIME", requires = "register")]
+    pub due: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillRun {
+    #[command(flatten)]
+    pub of: DrillOf,
+    /// Keep the copy when the drill has ended
+    #[arg(long)]
+    pub keep: bool,
     /// Why it is run
     #[arg(long, value_name = "TEXT", default_value = "by hand")]
     pub trigger: String,
@@ -520,6 +569,9 @@ pub struct DrillRun {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Sign the result as operator with the key in this file; `-`: standard input
+    #[arg(long, value_name = "FILE")]
+    pub sign_key: Option<PathBuf>,
 }
 
 /// A fault in the throw-away copy.
@@ -531,20 +583,14 @@ pub enum PlantedFault {
     ArchiveCommand,
 }
 
-#[derive(Debug, Args)]
-pub struct DrillShow {
-    /// The drill's name, as `pgproof drill list` prints it; or `latest`
-    pub drill: String,
-    #[arg(long, value_name = "NAME")]
-    pub cluster: Option<String>,
-}
-
 #[derive(Debug, Subcommand)]
 pub enum Key {
     /// Print the key itself, to keep it elsewhere: without it nothing can be restored
     Export(KeyOf),
     /// Say which key opens which repository, without showing it
     Show(KeyOf),
+    /// Make a key with which a person signs drills, and put its public half into the configuration
+    SigningNew(SigningNew),
 }
 
 #[derive(Debug, Args)]

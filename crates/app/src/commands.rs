@@ -4,11 +4,21 @@ mod backup;
 mod check;
 mod config;
 mod drill;
+mod drill_audit;
+mod drill_due;
+mod drill_follow_up;
+mod drill_list;
+mod drill_plan;
+mod drill_setup;
+mod drill_show;
+mod drill_sign;
+mod drill_stored;
 mod expire;
 mod find;
 mod import;
 mod init;
 mod key;
+mod key_signing;
 mod list;
 mod restore;
 mod sandbox;
@@ -52,13 +62,29 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Wal(cli::Wal::FetchAhead(arguments)) => wal_prefetch::fetch_ahead(context, &arguments),
         Command::Key(cli::Key::Export(arguments)) => key::export(context, &arguments),
         Command::Key(cli::Key::Show(arguments)) => key::show(context, &arguments),
+        Command::Key(cli::Key::SigningNew(arguments)) => key_signing::new(context, &arguments),
         Command::Demo(arguments) => demo::run(context, &arguments),
         Command::AskServer => account::serve_errand(),
         Command::Find(arguments) => find::run(context, &arguments),
         Command::SandboxExec(arguments) => sandbox::run(&arguments),
         Command::Restore(arguments) => restore::run(context, &arguments),
         Command::Drill(cli::Drill::Run(arguments)) => drill::run(context, &arguments),
-        Command::Drill(cli::Drill::List(arguments)) => drill::list(context, &arguments),
-        Command::Drill(cli::Drill::Show(arguments)) => drill::show(context, &arguments),
+        Command::Drill(cli::Drill::Plan(arguments)) => drill_plan::plan(context, &arguments),
+        Command::Drill(cli::Drill::Preflight(arguments)) => drill_plan::preflight(context, &arguments),
+        Command::Drill(cli::Drill::Mark(arguments)) => drill_plan::mark(context, &arguments),
+        Command::Drill(cli::Drill::List(arguments)) => drill_list::run(context, &arguments),
+        Command::Drill(cli::Drill::Show(arguments)) => drill_show::run(context, &arguments),
+        Command::Drill(cli::Drill::Audit(arguments)) => drill_audit::run(context, &arguments),
+        Command::Drill(cli::Drill::Sign(arguments)) => drill_sign::run(context, &arguments),
+        Command::Drill(cli::Drill::Due(arguments)) => drill_due::run(context, &arguments),
+        Command::Drill(cli::Drill::FollowUp(cli::FollowUp::Add(arguments))) => {
+            drill_follow_up::add(context, &arguments)
+        }
+        Command::Drill(cli::Drill::FollowUp(cli::FollowUp::List(arguments))) => {
+            drill_follow_up::list(context, &arguments)
+        }
+        Command::Drill(cli::Drill::FollowUp(cli::FollowUp::Close(arguments))) => {
+            drill_follow_up::close(context, &arguments)
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! relative to the file, never to the working directory (the archiver's working directory is the data directory);
 //! a secret is never in it, only where to find one. Nothing but this room reads it; the rooms get values.
 
+mod drills;
 mod origin;
 mod s3;
 mod values;
@@ -11,11 +12,12 @@ mod wal;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use diagnostic::{Error, Result};
+use drill::sign_off::Signers;
 use serde::Deserialize;
 
+pub use drills::{DrillProfile, PeopleSection};
 pub use origin::{Origins, Shown};
 pub use s3::{Bucket, CredentialsSource};
 pub use values::{Length, without_password};
@@ -35,7 +37,9 @@ struct File {
     #[serde(default)]
     retention: RetentionSection,
     #[serde(default)]
-    drill: BTreeMap<String, DrillSection>,
+    drill: BTreeMap<String, drills::DrillSection>,
+    #[serde(default)]
+    signers: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -94,27 +98,6 @@ struct RetentionSection {
     after_backup: Option<bool>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DrillSection {
-    cluster: Option<String>,
-    rto: Option<Length>,
-    rpo: Option<Length>,
-    target: Option<String>,
-    checks: Option<Vec<String>>,
-    #[serde(default)]
-    check: Vec<CheckSection>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CheckSection {
-    id: String,
-    sql: String,
-    expect: toml::Value,
-    database: Option<String>,
-}
-
 /// What the file says, with defaults filled in and paths made absolute.
 #[derive(Debug, Clone)]
 pub struct Configuration {
@@ -124,6 +107,8 @@ pub struct Configuration {
     pub copies: BTreeMap<String, CopyOfRepository>,
     pub retention: Retention,
     pub drills: BTreeMap<String, DrillProfile>,
+    /// Whose signatures count: public keys by name.
+    pub signers: Signers,
     /// Where each key stands in the file.
     pub origins: Origins,
 }
@@ -193,33 +178,6 @@ impl Retention {
     }
 }
 
-/// One drill profile.
-#[derive(Debug, Clone)]
-pub struct DrillProfile {
-    pub name: String,
-    pub cluster: Option<String>,
-    pub rto: Option<Duration>,
-    pub rpo: Option<Duration>,
-    /// `bracket`, or what `restore --to` takes.
-    pub target: String,
-    /// Names of built-in checks.
-    pub checks: Vec<String>,
-    pub sql_checks: Vec<SqlCheck>,
-}
-
-/// One `[[drill.x.check]]`.
-#[derive(Debug, Clone)]
-pub struct SqlCheck {
-    pub id: String,
-    pub sql: String,
-    /// What the statement's only value must be, as PostgreSQL prints it (`t`, `42`, text).
-    pub expect: String,
-    pub database: Option<String>,
-}
-
-/// The built-in checks of a drill.
-pub const BUILT_IN_CHECKS: [&str; 3] = ["row-proof", "page-checksums", "amcheck"];
-
 impl Configuration {
     /// Reads the file given, or the first default one that exists. Error codes: `config-missing`,
     /// `config-unreadable`, `config-syntax`, `config-value`.
@@ -249,8 +207,10 @@ impl Configuration {
             copies: BTreeMap::new(),
             retention: Retention::default(),
             drills: BTreeMap::new(),
+            signers: Signers::new(),
             origins,
         };
+        configuration.signers = configuration.signers_of(file.signers)?;
         configuration.retention = configuration.retention_of("retention", file.retention)?;
         for (name, section) in file.copy {
             let copy = configuration.copy_of(base, &name, section)?;
@@ -260,10 +220,7 @@ impl Configuration {
             let cluster = configuration.cluster_of(base, &name, section)?;
             configuration.clusters.insert(name, cluster);
         }
-        for (name, section) in file.drill {
-            let profile = configuration.drill_of(&name, section)?;
-            configuration.drills.insert(name, profile);
-        }
+        configuration.drills = configuration.drills_of(file.drill)?;
         Ok(configuration)
     }
 
@@ -433,63 +390,112 @@ impl Configuration {
         })
     }
 
-    fn drill_of(&self, name: &str, section: DrillSection) -> Result<DrillProfile> {
-        let at = format!("drill.{name}");
-        check_name(name).map_err(|why| self.wrong(&at, format!("the drill's name {name:?} {why}")))?;
-        if let Some(cluster) = &section.cluster
-            && !self.clusters.contains_key(cluster)
-        {
-            let message = format!("no cluster {cluster:?} is configured");
-            return Err(self.wrong(&format!("{at}.cluster"), message));
-        }
-        let checks = section
-            .checks
-            .unwrap_or_else(|| BUILT_IN_CHECKS.iter().map(|check| (*check).to_owned()).collect());
-        for check in &checks {
-            if !BUILT_IN_CHECKS.contains(&check.as_str()) {
-                let error = self.wrong(
-                    &format!("{at}.checks"),
-                    format!("there is no check named {check:?}"),
-                );
-                return Err(match nearest(check, BUILT_IN_CHECKS.into_iter()) {
-                    Some(nearest) => error.hint(format!("Did you mean {nearest:?}?")),
-                    None => error.hint(format!("There are: {}.", BUILT_IN_CHECKS.join(", "))),
-                });
+    /// All drills: each may extend another.
+    fn drills_of(
+        &self,
+        sections: BTreeMap<String, drills::DrillSection>,
+    ) -> Result<BTreeMap<String, DrillProfile>> {
+        let mut definitions = BTreeMap::new();
+        for (name, section) in &sections {
+            let at = format!("drill.{name}");
+            check_name(name).map_err(|why| self.wrong(&at, format!("the drill's name {name:?} {why}")))?;
+            if let Some(cluster) = &section.cluster
+                && !self.clusters.contains_key(cluster)
+            {
+                let message = format!("no cluster {cluster:?} is configured");
+                return Err(self.wrong(&format!("{at}.cluster"), message));
             }
+            let definition = section
+                .definition()
+                .map_err(|(key, why)| self.wrong(&format!("{at}.{key}"), why))?;
+            definitions.insert(name.clone(), definition);
         }
-        let mut sql_checks: Vec<SqlCheck> = Vec::new();
-        for (index, check) in section.check.into_iter().enumerate() {
-            let key = format!("{at}.check[{index}]");
-            if check.id.is_empty() || sql_checks.iter().any(|other| other.id == check.id) {
-                return Err(self.wrong(
-                    &key,
-                    format!("the check's id {:?} is empty or used twice", check.id),
-                ));
+        let mut profiles = BTreeMap::new();
+        for (name, section) in sections {
+            let profile = drill::profile::resolve(&name, &definitions).map_err(|refused| {
+                let error = self.wrong(&format!("drill.{name}.{}", refused.key), &refused.why);
+                match (refused.key, section_nearest(&definitions, &name)) {
+                    ("checks" | "extends", Some(nearest)) => error.hint(format!("Did you mean {nearest:?}?")),
+                    _ => error,
+                }
+            })?;
+            if let Some(unknown) = profile
+                .also
+                .iter()
+                .find(|also| **also == name || drill::profile::resolve(also, &definitions).is_err())
+            {
+                let message = format!("{unknown:?} is no other profile");
+                return Err(self.wrong(&format!("drill.{name}.also"), message));
             }
-            let expect = match &check.expect {
-                toml::Value::Boolean(true) => "t".to_owned(),
-                toml::Value::Boolean(false) => "f".to_owned(),
-                toml::Value::Integer(number) => number.to_string(),
-                toml::Value::Float(number) => number.to_string(),
-                toml::Value::String(text) => text.clone(),
-                _ => return Err(self.wrong(&key, "`expect` must be true, false, a number or a text")),
+            let Some(definition) = definitions.get(&name).cloned() else {
+                continue;
             };
-            sql_checks.push(SqlCheck {
-                id: check.id,
-                sql: check.sql,
-                expect,
-                database: check.database,
+            let schedule = match &section.schedule {
+                None => None,
+                Some(text) => Some(report::calendar::Frequency::parse(text).ok_or_else(|| {
+                    self.wrong(
+                        &format!("drill.{name}.schedule"),
+                        format!("`schedule` is \"monthly\", \"quarterly\" or \"yearly\", not {text:?}"),
+                    )
+                })?),
+            };
+            let profile = DrillProfile {
+                schedule,
+                cluster: section.cluster.clone(),
+                people: section.people(),
+                definition,
+                profile,
+            };
+            profiles.insert(name, profile);
+        }
+        Ok(profiles)
+    }
+
+    /// The profile of that name, from the file or built in. Error codes: `drill-unknown`, `config-value`.
+    pub fn profile(&self, name: &str) -> Result<drill::Profile> {
+        if !self.drills.contains_key(name) && drill::profile::built_in(name).is_none() {
+            let message = format!(
+                "no drill {name:?} is in {}, and none is built in",
+                self.path.display()
+            );
+            let own = self.drills.keys().map(String::as_str);
+            let known: Vec<&str> = own.chain(drill::profile::BUILT_IN_PROFILES).collect();
+            let error = Error::usage("drill-unknown", message);
+            return Err(match nearest(name, known.iter().copied()) {
+                Some(nearest) => error.hint(format!("Did you mean {nearest:?}?")),
+                None => error.hint(format!("There are: {}.", known.join(", "))),
             });
         }
-        Ok(DrillProfile {
-            name: name.to_owned(),
-            cluster: section.cluster,
-            rto: section.rto.map(|length| length.duration),
-            rpo: section.rpo.map(|length| length.duration),
-            target: section.target.unwrap_or_else(|| "bracket".to_owned()),
-            checks,
-            sql_checks,
-        })
+        let definitions = self
+            .drills
+            .iter()
+            .map(|(name, drill)| (name.clone(), drill.definition.clone()))
+            .collect();
+        drill::profile::resolve(name, &definitions)
+            .map_err(|refused| self.wrong(&format!("drill.{name}.{}", refused.key), &refused.why))
+    }
+
+    /// How often a profile is drilled: as the file says, else by its name.
+    pub fn frequency(&self, profile: &str) -> report::calendar::Frequency {
+        let said = self.drills.get(profile).and_then(|drill| drill.schedule);
+        said.unwrap_or_else(|| report::calendar::Frequency::of_name(profile))
+    }
+
+    fn signers_of(&self, section: BTreeMap<String, String>) -> Result<Signers> {
+        let mut signers = Signers::new();
+        for (name, key) in section {
+            let at = format!("signers.{name}");
+            let key: drill::signing::PublicKey = key.parse().map_err(|error: Error| {
+                self.wrong(&at, format!("the key of {name:?}: {}", error.message()))
+            })?;
+            if let Some((other, _)) = signers.iter().find(|(_, known)| **known == key) {
+                return Err(self
+                    .wrong(&at, format!("{name:?} has the key of {other:?}"))
+                    .hint("Each person signs with a key of their own: `pgproof key signing-new NAME`."));
+            }
+            signers.insert(name, key);
+        }
+        Ok(signers)
     }
 
     /// The cluster of that name; without a name, the only one. Error codes: `cluster-unknown`, `cluster-ambiguous`.
@@ -614,20 +620,53 @@ impl Configuration {
         }
         for (name, drill) in &self.drills {
             let at = format!("drill.{name}");
-            let length = |value: Option<Duration>| value.map(|value| format!("\"{} s\"", value.as_secs()));
+            let profile = &drill.profile;
+            let length = |id: &str| {
+                profile
+                    .objective(id)
+                    .map(|value| format!("\"{} s\"", value.as_secs()))
+            };
             add(
                 format!("{at}.cluster"),
                 optional(drill.cluster.as_deref().map(quoted)),
             );
-            add(format!("{at}.rto"), optional(length(drill.rto)));
-            add(format!("{at}.rpo"), optional(length(drill.rpo)));
-            add(format!("{at}.target"), quoted(&drill.target));
-            add(format!("{at}.checks"), list(&drill.checks));
-            for (index, check) in drill.sql_checks.iter().enumerate() {
-                add(format!("{at}.check[{index}].id"), quoted(&check.id));
-                add(format!("{at}.check[{index}].sql"), quoted(&check.sql));
-                add(format!("{at}.check[{index}].expect"), quoted(&check.expect));
+            if let Some(schedule) = drill.schedule {
+                add(format!("{at}.schedule"), quoted(schedule.as_str()));
             }
+            add(format!("{at}.extends"), list(&profile.extends));
+            add(format!("{at}.rto"), optional(length("rto")));
+            add(format!("{at}.rpo"), optional(length("rpo")));
+            add(format!("{at}.target"), quoted(&profile.target_text));
+            add(format!("{at}.checks"), list(&profile.checks));
+            let grants: Vec<String> = profile
+                .grants
+                .iter()
+                .map(|grant| grant.as_str().to_owned())
+                .collect();
+            add(format!("{at}.grants"), list(&grants));
+            for objective in &profile.objectives {
+                add(
+                    format!("{at}.objective {}", objective.id),
+                    format!(
+                        "\"{}\" at most {} s",
+                        objective.expression.as_str(),
+                        objective.target.as_secs()
+                    ),
+                );
+            }
+            for (index, check) in drill.definition.user_checks.iter().enumerate() {
+                let at = format!("{at}.check[{index}]");
+                add(format!("{at}.id"), quoted(&check.id));
+                if let drill::user_checks::CheckKind::Sql { sql, expect, .. } = &check.kind {
+                    add(format!("{at}.sql"), quoted(sql));
+                    add(format!("{at}.expect"), quoted(expect));
+                } else {
+                    add(format!("{at}.definition"), quoted(&check.definition()));
+                }
+            }
+        }
+        for (name, key) in &self.signers {
+            add(format!("signers.{name}"), quoted(&key.to_string()));
         }
         shown
     }
@@ -635,6 +674,31 @@ impl Configuration {
 
 fn quoted(text: &str) -> String {
     format!("{text:?}")
+}
+
+/// A name that was probably meant, where a drill names a check or another profile that does not exist.
+fn section_nearest(
+    definitions: &BTreeMap<String, drill::profile::ProfileDefinition>,
+    name: &str,
+) -> Option<String> {
+    let definition = definitions.get(name)?;
+    let unknown_check = definition
+        .checks
+        .iter()
+        .flatten()
+        .find(|check| !drill::BUILT_IN_CHECKS.contains(&check.as_str()));
+    if let Some(check) = unknown_check {
+        return nearest(check, drill::BUILT_IN_CHECKS.into_iter()).map(str::to_owned);
+    }
+    let known = definitions
+        .keys()
+        .map(String::as_str)
+        .chain(drill::profile::BUILT_IN_PROFILES);
+    nearest(
+        definition.extends.as_deref()?,
+        known.filter(|known| *known != name),
+    )
+    .map(str::to_owned)
 }
 
 fn list(items: &[String]) -> String {

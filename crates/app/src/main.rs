@@ -12,6 +12,7 @@ mod config;
 mod context;
 mod copies;
 mod demo;
+mod drill_environment;
 mod exit;
 #[cfg(test)]
 mod fuzzed;

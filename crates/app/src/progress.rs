@@ -88,6 +88,15 @@ impl Progress {
         output::notice(line);
     }
 
+    /// Another stage of the work, of which nobody knows how much it is.
+    pub fn stage(&self, stage: &str) {
+        if let Some(bar) = &self.bar {
+            style(bar, false);
+            bar.set_length(0);
+            bar.set_message(stage.to_owned());
+        }
+    }
+
     /// A line that stays.
     pub fn say(&self, text: &str) {
         match &self.bar {

@@ -7,8 +7,32 @@ use postgres::Lsn;
 
 use crate::config::Cluster;
 
+/// What would be lost, and the two commits that its seconds lie between.
+pub struct Loss {
+    pub rpo: Rpo,
+    pub newest_commit_at: Option<jiff::Timestamp>,
+    pub newest_kept_commit_at: Option<jiff::Timestamp>,
+}
+
+impl Loss {
+    fn of(archived_end: Lsn, kept: Option<postgres::Timestamp>, live: &LiveTail) -> Loss {
+        let newest = live.newest.as_ref().map(|commit| commit.time);
+        Loss {
+            rpo: history::rpo(archived_end, kept, live),
+            // Where nothing lies behind the archive's end, its newest commit is the newest there is.
+            newest_commit_at: newest.or(kept).map(postgres::Timestamp::to_jiff),
+            newest_kept_commit_at: kept.map(postgres::Timestamp::to_jiff),
+        }
+    }
+}
+
 /// Exact seconds, bytes and commits. Error codes besides those of the rooms: `archive-empty`, `server-in-recovery`.
 pub fn measure(cluster: &Cluster, archive: &Archive) -> Result<Rpo> {
+    look(cluster, archive).map(|loss| loss.rpo)
+}
+
+/// The same with the commits.
+pub fn look(cluster: &Cluster, archive: &Archive) -> Result<Loss> {
     let mut session = Session::connect(&cluster.connection)?;
     let facts = cluster::gather(&mut session)?;
     if facts.in_recovery {
@@ -45,10 +69,10 @@ pub fn measure(cluster: &Cluster, archive: &Archive) -> Result<Rpo> {
     let Some(data_directory) = cluster.data_directory.as_deref() else {
         // The WAL itself is not at hand: bytes are exact, commits are not known unless there are none.
         let live = LiveTail::of(end.lsn, flush.max(end.lsn), &[], end.lsn >= flush);
-        return Ok(history::rpo(end.lsn, last_commit, &live));
+        return Ok(Loss::of(end.lsn, last_commit, &live));
     };
     let tail = backup::read_live_tail(data_directory, facts.timeline, end.lsn, flush)?;
     let complete = !tail.seam_unresolved && tail.end >= flush;
     let live = LiveTail::of(end.lsn, flush.max(end.lsn), &tail.transactions, complete);
-    Ok(history::rpo(end.lsn, last_commit, &live))
+    Ok(Loss::of(end.lsn, last_commit, &live))
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use crate::amcheck::AmcheckResult;
 use crate::facts::{
-    ArchiveFacts, BracketFacts, Check, CheckResult, Objectives, ProbeResult, QuarantineFacts,
-    QuarantineLevel, RowProof, Rpo, Rto, SequenceState, Side, StopFacts,
+    ArchiveFacts, BracketFacts, Category, Check, CheckDetail, CheckResult, ProbeResult, QuarantineFacts,
+    QuarantineLevel, RowProof, SequenceState, Side, StopFacts,
 };
 use crate::page_checks::PageCheck;
+use crate::user_checks::UserCheck;
 use crate::verdict::code;
 
 /// Names told in one check.
@@ -33,7 +34,7 @@ impl Draft {
         }
     }
 
-    fn is(self, result: CheckResult, reason: Option<&str>, actual: impl Into<String>) -> Check {
+    pub(crate) fn is(self, result: CheckResult, reason: Option<&str>, actual: impl Into<String>) -> Check {
         Check {
             id: self.id.into(),
             definition: self.definition.into(),
@@ -42,6 +43,8 @@ impl Draft {
             result,
             reason: reason.map(Into::into),
             duration_ms: 0,
+            category: Some(category(self.id)),
+            detail: None,
         }
     }
 
@@ -53,6 +56,16 @@ impl Draft {
     /// It was tried and nothing was seen.
     pub fn could_not_look(self, why: impl Into<String>) -> Check {
         self.is(CheckResult::CouldNotLook, Some(code::COULD_NOT_LOOK), why)
+    }
+}
+
+/// What kind of thing a built-in check looks at.
+fn category(id: &str) -> Category {
+    match id {
+        "target" | "bracket" | "standing-markers" => Category::Recovery,
+        "row-proof" | "sequences" | "n-version" => Category::Data,
+        "page-checksums" | "amcheck" | "collation-versions" => Category::Integrity,
+        _ => Category::Safety,
     }
 }
 
@@ -76,6 +89,18 @@ pub fn draft(id: &str) -> Option<Draft> {
             "random nonces committed in production around a named restore point, looked up in the copy at \
              every stop",
             "nonce A is there; marker, nonce B and sentinel are not",
+        ),
+        "standing-markers" => Draft::new(
+            "standing-markers",
+            "rows that pgproof had committed in production before this drill, by the LSN of their commits in the \
+             archived WAL",
+            "those committed before the point are in the copy, those behind it are not",
+        ),
+        "n-version" => Draft::new(
+            "n-version",
+            "keyed digests of every relation at the last stop, against those of the same stop recovered from another \
+             backup",
+            "every digest is equal",
         ),
         "row-proof" => Draft::new(
             "row-proof",
@@ -124,12 +149,6 @@ pub fn draft(id: &str) -> Option<Draft> {
             "quarantine",
             "the layers of isolation that the kernel applied, and attempts to get out made from inside",
             "every layer applied, every attempt held off",
-        ),
-        "rto" => Draft::new("rto", Rto::DEFINITION, "within the recovery time objective"),
-        "rpo" => Draft::new(
-            "rpo",
-            "newest commit that happened against newest commit in the repository, from the WAL itself",
-            "within the recovery point objective",
         ),
         _ => return None,
     })
@@ -462,57 +481,6 @@ pub fn amcheck(result: &AmcheckResult, collations_differ: bool) -> Check {
     draft.is(CheckResult::Pass, None, actual)
 }
 
-/// The recovery time.
-pub fn rto(objectives: &Objectives, rto: Option<&Rto>) -> Check {
-    let mut draft = known("rto");
-    let Some(objective) = objectives.rto_seconds else {
-        return draft.not_run("the profile sets no recovery time objective");
-    };
-    draft.expected = format!("at most {objective} s");
-    let Some(rto) = rto else {
-        return draft.could_not_look("the recovery did not get to its target");
-    };
-    let actual = format!("{} s", rto.total_seconds());
-    if rto.total_seconds() > objective {
-        return draft.is(CheckResult::Fail, Some(code::RTO_EXCEEDED), actual);
-    }
-    if objectives
-        .rto_warning_seconds
-        .is_some_and(|warning| rto.total_seconds() > warning)
-    {
-        return draft.is(CheckResult::Warn, Some(code::RTO_AT_RISK), actual);
-    }
-    draft.is(CheckResult::Pass, None, actual)
-}
-
-/// The recovery point.
-pub fn rpo(objectives: &Objectives, rpo: Result<&Rpo, String>) -> Check {
-    let mut draft = known("rpo");
-    if let Some(objective) = objectives.rpo_seconds {
-        draft.expected = format!("at most {objective} s");
-    }
-    let rpo = match rpo {
-        Ok(rpo) => rpo,
-        Err(why) => return draft.could_not_look(why),
-    };
-    let Some(objective) = objectives.rpo_seconds else {
-        return draft.not_run("the profile sets no recovery point objective");
-    };
-    let Some(seconds) = rpo.seconds else {
-        return draft.could_not_look("the repository holds no commit to count from");
-    };
-    let actual = format!("{seconds:.3} s, {} commits", rpo.commits);
-    if seconds > objective as f64 {
-        return draft.is(CheckResult::Fail, Some(code::RPO_EXCEEDED), actual);
-    }
-    if !rpo.exact {
-        return draft.could_not_look(format!(
-            "at least {actual}: not all of the newest WAL could be read"
-        ));
-    }
-    draft.is(CheckResult::Pass, None, actual)
-}
-
 /// The quarantine.
 pub fn quarantine(facts: &QuarantineFacts) -> Check {
     let draft = known("quarantine");
@@ -560,35 +528,75 @@ pub fn quarantine(facts: &QuarantineFacts) -> Check {
     }
 }
 
-/// A check of the user's: `answer` is the one value that the statement gave.
-pub fn of_user(id: &str, sql: &str, expect: &str, answer: Result<Option<String>, String>) -> Check {
-    let mut check = Check {
-        id: id.into(),
-        definition: sql.split_whitespace().collect::<Vec<_>>().join(" "),
-        expected: expect.into(),
-        actual: String::new(),
-        result: CheckResult::CouldNotLook,
-        reason: Some(code::COULD_NOT_LOOK.into()),
+/// A check of the user's that was not made, or could not look.
+pub fn unmade(check: &UserCheck, result: CheckResult, code: &str, why: impl Into<String>) -> Check {
+    Check {
+        id: check.id.clone(),
+        definition: check.definition(),
+        expected: check.expected(),
+        actual: why.into(),
+        result,
+        reason: Some(code.into()),
         duration_ms: 0,
-    };
-    match answer {
-        Err(why) => check.actual = why,
-        Ok(value) => {
-            let equal = value.as_deref().is_some_and(|value| same(value, expect));
-            check.result = if equal {
-                CheckResult::Pass
-            } else {
-                CheckResult::Fail
-            };
-            check.reason = (!equal).then(|| code::CHECK_FAILED.into());
-            check.actual = if equal {
-                "as expected".into()
-            } else {
-                shown(value.as_deref())
-            };
-        }
+        category: Some(check.category),
+        detail: None,
     }
-    check
+}
+
+/// A check of the user's that looked.
+pub fn made(
+    check: &UserCheck,
+    result: CheckResult,
+    reason: Option<&str>,
+    actual: impl Into<String>,
+) -> Check {
+    let mut made = unmade(check, result, "", actual);
+    made.reason = reason.map(Into::into);
+    made
+}
+
+/// The same with what it saw.
+pub fn found(
+    check: &UserCheck,
+    result: CheckResult,
+    reason: Option<&str>,
+    actual: impl Into<String>,
+    detail: Option<CheckDetail>,
+) -> Check {
+    let mut found = made(check, result, reason, actual);
+    found.detail = detail;
+    found
+}
+
+/// A check that is asked for by a name that nothing stands behind.
+pub fn unknown(id: &str, why: &str) -> Check {
+    Check {
+        id: id.into(),
+        definition: "unknown check".into(),
+        expected: "-".into(),
+        actual: why.into(),
+        result: CheckResult::NotRun,
+        reason: Some(code::CHECK_NOT_RUN.into()),
+        duration_ms: 0,
+        category: None,
+        detail: None,
+    }
+}
+
+/// A statement of the user's: `answer` is the one value that it gave.
+pub fn of_user(check: &UserCheck, expect: &str, answer: Result<Option<String>, String>) -> Check {
+    match answer {
+        Err(why) => unmade(check, CheckResult::CouldNotLook, code::COULD_NOT_LOOK, why),
+        Ok(value) if value.as_deref().is_some_and(|value| same(value, expect)) => {
+            made(check, CheckResult::Pass, None, "as expected")
+        }
+        Ok(value) => made(
+            check,
+            CheckResult::Fail,
+            Some(code::CHECK_FAILED),
+            shown(value.as_deref()),
+        ),
+    }
 }
 
 fn same(value: &str, expect: &str) -> bool {

@@ -8,6 +8,7 @@ use crate::amcheck::AmcheckResult;
 use crate::checks::*;
 use crate::facts::*;
 use crate::page_checks::PageCheck;
+use crate::user_checks::{CheckKind, UserCheck};
 use crate::verdict::code;
 
 fn point() -> BracketFacts {
@@ -152,61 +153,6 @@ fn archive_mode_on_fails_with_its_own_code() {
 }
 
 #[test]
-fn objectives_fail_warn_and_never_pass_without_a_measurement() {
-    let objectives = Objectives {
-        rto_seconds: Some(90),
-        rto_warning_seconds: Some(60),
-        rpo_seconds: Some(5),
-        ..Objectives::default()
-    };
-    let took = |ms: u64| Rto {
-        total_ms: ms,
-        ..Rto::default()
-    };
-    assert_eq!(rto(&objectives, Some(&took(60_000))).result, CheckResult::Pass);
-    assert_eq!(
-        of(&rto(&objectives, Some(&took(60_001)))),
-        (CheckResult::Warn, Some(code::RTO_AT_RISK))
-    );
-    assert_eq!(
-        of(&rto(&objectives, Some(&took(90_001)))),
-        (CheckResult::Fail, Some(code::RTO_EXCEEDED))
-    );
-    assert_eq!(rto(&objectives, None).result, CheckResult::CouldNotLook);
-    assert_eq!(
-        rto(&Objectives::default(), Some(&took(1))).result,
-        CheckResult::NotRun
-    );
-    let lost = |seconds: Option<f64>, exact: bool| Rpo {
-        seconds,
-        bytes: 1,
-        commits: 1,
-        exact,
-        method: String::new(),
-    };
-    assert_eq!(
-        rpo(&objectives, Ok(&lost(Some(5.0), true))).result,
-        CheckResult::Pass
-    );
-    assert_eq!(
-        of(&rpo(&objectives, Ok(&lost(Some(5.1), false)))),
-        (CheckResult::Fail, Some(code::RPO_EXCEEDED))
-    );
-    assert_eq!(
-        rpo(&objectives, Ok(&lost(Some(1.0), false))).result,
-        CheckResult::CouldNotLook
-    );
-    assert_eq!(
-        rpo(&objectives, Ok(&lost(None, true))).result,
-        CheckResult::CouldNotLook
-    );
-    assert_eq!(
-        rpo(&objectives, Err("no session".into())).result,
-        CheckResult::CouldNotLook
-    );
-}
-
-#[test]
 fn amcheck_on_a_host_that_sorts_differently_is_a_diagnosis_of_its_own() {
     let indexes = AmcheckResult {
         bad_indexes: 1,
@@ -258,7 +204,19 @@ fn page_checksums_without_checksums_are_not_run_and_without_pages_not_passed() {
 
 #[test]
 fn a_user_s_check_tells_truth_values_and_no_others() {
-    let asked = |answer: Option<&str>| of_user("recent", "select  1", "true", Ok(answer.map(Into::into)));
+    let check = |id: &str, sql: &str, expect: &str| UserCheck {
+        id: id.into(),
+        category: Category::Data,
+        required: false,
+        kind: CheckKind::Sql {
+            database: None,
+            sql: sql.into(),
+            expect: expect.into(),
+        },
+    };
+    let recent = check("recent", "select  1", "true");
+    let asked = |answer: Option<&str>| of_user(&recent, "true", Ok(answer.map(Into::into)));
+    assert_eq!(asked(None).definition, "select 1");
     assert_eq!(asked(Some("t")).result, CheckResult::Pass);
     assert_eq!(
         (asked(Some("f")).result, asked(Some("f")).actual),
@@ -268,7 +226,7 @@ fn a_user_s_check_tells_truth_values_and_no_others() {
     assert!(secret.result == CheckResult::Fail && !secret.actual.contains("alice"));
     assert_eq!(asked(None).result, CheckResult::Fail);
     assert_eq!(
-        of_user("x", "select", "1", Err("SQLSTATE 42601".into())).result,
+        of_user(&check("x", "select", "1"), "1", Err("SQLSTATE 42601".into())).result,
         CheckResult::CouldNotLook
     );
 }

@@ -46,6 +46,8 @@ pub fn classify(error: &Error) -> (FailureKind, &'static str) {
         | "history-ambiguous" => found(code::TARGET_UNREACHABLE),
         "backup-unknown" | "backup-missing" => found(code::NO_BACKUP),
         "key-role" | "key-epoch" => found(code::KEY_WRONG),
+        // Nothing was tried, so nothing is known of the recovery.
+        code::GATE_CLOSED => (FailureKind::CouldNotLook, code::GATE_CLOSED),
         "point-not-made" => (FailureKind::CouldNotLook, code::POINT_NOT_MADE),
         _ => (FailureKind::CouldNotLook, code::COULD_NOT_LOOK),
     }

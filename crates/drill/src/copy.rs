@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -42,6 +43,8 @@ const FOLDER_PREFIX: &str = "pgproof-drill-";
 const SAME_SECOND_MAX: u32 = 1000;
 const LOCK_NAME: &str = "lock";
 const KEPT_NAME: &str = "kept";
+/// The folder, within a copy's, of another version of the backup.
+pub(crate) const SECOND: &str = "v2";
 
 /// The copy's folder, held by a lock as long as the drill lives.
 #[derive(Debug)]
@@ -124,9 +127,10 @@ pub fn remove_leftovers(parent: &Path) -> Result<Vec<String>> {
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;
         }
-        let data = path.join("data");
-        if data.exists() {
-            Instance::stop_leftover(&data, STOP_LIMIT)?;
+        for data in [path.join("data"), path.join(SECOND).join("data")] {
+            if data.exists() {
+                Instance::stop_leftover(&data, STOP_LIMIT)?;
+            }
         }
         std::fs::remove_dir_all(&path).map_err(|error| folder_error("remove", &path, &error))?;
         removed.push(name);
@@ -186,6 +190,9 @@ pub struct Copy {
     instance: Instance,
     settings: Vec<(String, String)>,
     launcher: Option<Launcher>,
+    /// For programs of checks: the launcher without arguments of the server's, and what it is told.
+    quarantine: Option<(Launcher, Spec)>,
+    superuser: String,
     report: PathBuf,
     /// What the quarantine said when it was last entered, read before the server could write over it at
     /// leisure.
@@ -209,6 +216,12 @@ impl Copy {
         let mut instance = Instance::open(programs, &data)?;
         instance.set_superuser(superuser);
         let report = folder.join("quarantine.json");
+        let quarantine = isolation.launcher.clone().map(|launcher| {
+            let mut spec = Spec::new(isolation.quarantine.clone(), isolation.run_as);
+            spec.report = folder.join("command.json");
+            spec.arguments_without_shared_memory = Vec::new();
+            (launcher, spec)
+        });
         let launcher = match &isolation.launcher {
             Some(launcher) => {
                 let mut spec = Spec::new(isolation.quarantine.clone(), isolation.run_as);
@@ -244,6 +257,8 @@ impl Copy {
             instance,
             settings,
             launcher,
+            quarantine,
+            superuser: superuser.into(),
             report,
             reported: None,
             log_offset: 0,
@@ -480,6 +495,39 @@ impl Copy {
     /// The data directory.
     pub fn data(&self) -> &Path {
         &self.data
+    }
+
+    /// A program that is started inside the copy's quarantine; `None` without a launcher. Error: `sandbox-spec`.
+    pub fn quarantined(&self, program: &str, arguments: &[String]) -> Result<Option<Command>> {
+        let Some((launcher, spec)) = &self.quarantine else {
+            return Ok(None);
+        };
+        let path = self.folder.join("command-spec.json");
+        spec.write(&path)?;
+        let mut command = Command::new(&launcher.program);
+        command
+            .args(&launcher.arguments)
+            .arg("--spec")
+            .arg(&path)
+            .arg("--")
+            .arg(program)
+            .args(arguments);
+        Ok(Some(command))
+    }
+
+    /// The folder of the server's socket.
+    pub fn socket_folder(&self) -> PathBuf {
+        self.folder.join("s")
+    }
+
+    /// The port that is a part of the socket's name.
+    pub fn port(&self) -> u16 {
+        PORT
+    }
+
+    /// The copy's superuser.
+    pub fn superuser(&self) -> &str {
+        &self.superuser
     }
 
     /// Whether the server is there.

@@ -5,6 +5,7 @@
 //! case; the evidence is written in every case, and the verdict in it is the one that [`judge`] gives for the
 //! facts in it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -17,11 +18,13 @@ use crate::classify;
 use crate::copy::{Copy, CopyFolder};
 use crate::evidence;
 use crate::facts::{
-    CheckResult, FACTS_VERSION, Facts, FailureKind, Identity, Objectives, Scope, StepFacts, StepOutcome,
-    TargetFacts, Teardown,
+    CheckResult, FACTS_VERSION, Facts, FailureKind, HttpSeen, Identity, InstantFacts, Measure, Objectives,
+    PointFacts, PointKind, RetryFacts, Scope, StepFacts, StepOutcome, TargetFacts, Teardown,
 };
+use crate::forecast::{self, EarlierDrill};
 use crate::log;
-use crate::options::{Drill, DrillTarget};
+use crate::objectives;
+use crate::options::{Drill, DrillTarget, Profile};
 use crate::perform;
 use crate::rows::aborted;
 use crate::server_error::texts;
@@ -55,6 +58,20 @@ pub(crate) struct Run<'a> {
     pub archive_before: Option<crate::archive::Listing>,
     /// Whose additions to the archive are production's own.
     pub archive_of: Option<(SystemIdentifier, TimelineId)>,
+    /// Digests of the copy at its last stop, for the comparison with another version.
+    pub version: Option<crate::versions::Version>,
+    /// The database in which production keeps standing markers.
+    pub markers_in: Option<String>,
+    /// What endpoints answered before anything was restored, by check.
+    pub before: BTreeMap<String, HttpSeen>,
+    /// Why nobody knows what would have been lost.
+    pub loss_unknown: Option<String>,
+    /// What earlier drills took.
+    pub earlier: Vec<EarlierDrill>,
+    /// When `drill-started` was, by the monotonic clock.
+    started: Instant,
+    /// Everything that was told while it ran, with times.
+    log: Vec<String>,
     steps_total: usize,
 }
 
@@ -69,8 +86,17 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
         facts: blank(drill, started_at),
         archive_before: None,
         archive_of: None,
-        steps_total: perform::STEPS + 2,
+        version: None,
+        markers_in: None,
+        before: BTreeMap::new(),
+        loss_unknown: None,
+        // That nothing can be learnt from them is no reason not to drill.
+        earlier: forecast::load(drill.repository).unwrap_or_default(),
+        started: Instant::now(),
+        log: Vec::new(),
+        steps_total: drill.before.len() + perform::STEPS.len(),
     };
+    run.mark_at("drill-started", started_at);
     let drill_id = run.facts.identity.drill_id.clone();
     let folder = CopyFolder::create(&drill.sandbox.parent, &drill_id, crate::isolation::owner(drill))?;
     let mut copy = None;
@@ -78,10 +104,13 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
     let _ = perform::perform(&mut run, &folder, &mut copy);
     run.tear_down(&folder, copy);
     run.compare_archive();
+    let finished_at = (drill.clock)();
+    run.mark_at("drill-finished", finished_at);
     run.complete_checks();
     run.facts.limits = limits(&run.facts);
-    run.facts.finished_at = Some((drill.clock)());
-    finish(drill, run.facts)
+    run.facts.finished_at = Some(finished_at);
+    let log = run.log.join("\n") + "\n";
+    finish(drill, run.facts, log)
 }
 
 /// A drill is named by the second at which it began: the first one that no drill has taken yet.
@@ -100,9 +129,11 @@ fn drill_id(started_at: jiff::Timestamp) -> String {
 }
 
 /// Judges, and keeps the evidence wherever it is to be kept.
-fn finish(drill: &Drill<'_>, facts: Facts) -> Result<Outcome> {
+fn finish(drill: &Drill<'_>, facts: Facts, log: String) -> Result<Outcome> {
     let verdict = judge(&facts);
-    let bundle = evidence::bundle(&facts, &verdict, (drill.documents)(&facts, &verdict))?;
+    let mut documents = (drill.documents)(&facts, &verdict);
+    documents.push(("drill.log".into(), log.into_bytes()));
+    let bundle = evidence::bundle(&facts, &verdict, documents)?;
     let drill_id = facts.identity.drill_id.clone();
     let mut outcome = Outcome {
         facts,
@@ -118,9 +149,15 @@ fn finish(drill: &Drill<'_>, facts: Facts) -> Result<Outcome> {
     }
     if let Some(folder) = &drill.report_directory {
         match evidence::write(folder, &drill_id, &bundle) {
-            Ok((folder, report)) => {
-                outcome.folder = Some(folder);
+            Ok((own, report)) => {
+                outcome.folder = Some(own);
                 outcome.report = report;
+                // Without its chain a bundle can be read, and not be audited.
+                if !outcome.evidence.is_empty()
+                    && let Err(error) = evidence::write_chain(folder, &drill_id, drill.repository)
+                {
+                    outcome.evidence_errors.push(error);
+                }
             }
             Err(error) => outcome.evidence_errors.push(error),
         }
@@ -133,24 +170,6 @@ fn check_request(drill: &Drill<'_>) -> Result<()> {
     if drill.profile.target == DrillTarget::Bracket && drill.production.is_none() {
         return usage("a drill that makes its own point needs a connection to production".into());
     }
-    for id in &drill.profile.checks {
-        if !crate::options::BUILT_IN_CHECKS.contains(&id.as_str()) {
-            let known = crate::options::BUILT_IN_CHECKS.join(", ");
-            return Err(
-                Error::usage("drill-usage", format!("there is no built-in check \"{id}\"")).hint(format!(
-                    "Built-in checks are: {known}. Others need `sql` and `expect`."
-                )),
-            );
-        }
-    }
-    for check in &drill.profile.sql_checks {
-        if checks::draft(&check.id).is_some() {
-            return usage(format!(
-                "the check's id \"{}\" is taken by a built-in check",
-                check.id
-            ));
-        }
-    }
     Ok(())
 }
 
@@ -161,39 +180,39 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
         DrillTarget::Point(_, words) => words.clone(),
     };
     let bracket = profile.target == DrillTarget::Bracket;
-    let mut objectives = Objectives {
-        rto_seconds: profile.rto.map(|rto| rto.as_secs()),
-        rto_warning_seconds: profile
-            .rto
-            .map(|rto| rto.mul_f64(profile.rto_warning_share.clamp(0.0, 1.0)).as_secs()),
-        rpo_seconds: profile.rpo.map(|rpo| rpo.as_secs()),
-        required_checks: vec!["target".into()],
-        requested_checks: vec![
-            "archive-settings".into(),
-            "archive-unchanged".into(),
-            "timeline-histories".into(),
-        ],
-    };
-    if bracket {
-        objectives.required_checks.push("bracket".into());
-    }
-    for id in &profile.checks {
-        if id == "row-proof" && bracket {
-            objectives.required_checks.push(id.clone());
-            objectives.requested_checks.push("sequences".into());
+    let objectives = objectives_of(drill, bracket);
+    let mut clocks: Vec<_> = std::iter::once(profile)
+        .chain(&drill.also)
+        .flat_map(|each| {
+            let own = each.name == profile.name;
+            each.objectives
+                .iter()
+                .map(move |objective| objectives::clock(objective, &each.name, own))
+        })
+        .collect();
+    objectives::strictest_first(&mut clocks);
+    let mut profiles = vec![profile.facts.clone()];
+    profiles.extend(drill.also.iter().map(|also| {
+        let mut facts = also.facts.clone();
+        facts.objectives_only = true;
+        facts
+    }));
+    let point = drill.point.clone().unwrap_or_else(|| PointFacts {
+        kind: if bracket {
+            PointKind::Bracket
         } else {
-            objectives.requested_checks.push(id.clone());
-        }
-    }
-    objectives
-        .requested_checks
-        .extend(profile.sql_checks.iter().map(|check| check.id.clone()));
-    if profile.rto.is_some() {
-        objectives.requested_checks.push("rto".into());
-    }
-    if profile.rpo.is_some() {
-        objectives.requested_checks.push("rpo".into());
-    }
+            PointKind::Chosen
+        },
+        requested: requested.clone(),
+        resolved: match &profile.target {
+            DrillTarget::Bracket => None,
+            DrillTarget::Point(target, _) => Some(target.options()),
+        },
+        seed: None,
+        window: None,
+        predicted_wal_bytes: None,
+        markers: Vec::new(),
+    });
     Facts {
         version: FACTS_VERSION,
         identity: Identity {
@@ -201,7 +220,7 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
             profile: profile.name.clone(),
             scenario: requested.clone(),
             trigger: drill.trigger.clone(),
-            environment: "sandbox".into(),
+            environment: drill.environment.clone(),
             tool_version: drill.tool_version.clone(),
             host: drill.host.clone(),
             next_due: drill.next_due,
@@ -220,7 +239,7 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
             requested,
             stops: Vec::new(),
         },
-        steps: Vec::new(),
+        steps: drill.before.clone(),
         rto: None,
         rpo: None,
         bracket: None,
@@ -234,10 +253,155 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
         failure: None,
         planted_faults: Vec::new(),
         limits: Vec::new(),
+        profiles,
+        registration: None,
+        gates: drill.guards.clone(),
+        instants: Vec::new(),
+        clocks,
+        point: Some(point),
     }
 }
 
+/// Which checks are asked for, and without which the drill proves nothing.
+fn objectives_of(drill: &Drill<'_>, bracket: bool) -> Objectives {
+    let profile = &drill.profile;
+    let seconds = |id: &str| profile.objective(id).map(|target| target.as_secs());
+    let warning = |profile: &Profile| {
+        let rto = profile
+            .objectives
+            .iter()
+            .find(|objective| objective.id == "rto")?;
+        rto.warning.map(|warning| warning.as_secs())
+    };
+    let mut objectives = Objectives {
+        rto_seconds: seconds("rto"),
+        rto_warning_seconds: warning(profile),
+        rpo_seconds: seconds("rpo"),
+        required_checks: vec!["target".into()],
+        requested_checks: vec![
+            "archive-settings".into(),
+            "archive-unchanged".into(),
+            "timeline-histories".into(),
+        ],
+        may_be_not_run: profile.may_be_not_run.clone(),
+    };
+    if bracket {
+        objectives.required_checks.push("bracket".into());
+    } else if drill.production.is_some() {
+        objectives.requested_checks.push("standing-markers".into());
+    }
+    for id in &profile.checks {
+        if id == "row-proof" && bracket {
+            objectives.required_checks.push(id.clone());
+            objectives.requested_checks.push("sequences".into());
+        } else {
+            objectives.requested_checks.push(id.clone());
+        }
+    }
+    for check in &profile.user_checks {
+        match check.required {
+            true => objectives.required_checks.push(check.id.clone()),
+            false => objectives.requested_checks.push(check.id.clone()),
+        }
+    }
+    let own = profile.objectives.iter().map(|objective| objective.id.clone());
+    let others = drill.also.iter().flat_map(|also| {
+        let ids = also.objectives.iter();
+        ids.map(move |objective| format!("{}.{}", also.name, objective.id))
+    });
+    objectives.requested_checks.extend(own.chain(others));
+    objectives
+}
+
 impl Run<'_> {
+    /// Records a moment that objectives may be made of; the first time counts.
+    pub fn mark(&mut self, id: &str) {
+        self.mark_at(id, (self.drill.clock)());
+    }
+
+    fn mark_at(&mut self, id: &str, at: jiff::Timestamp) {
+        let offset_ms = Some(self.started.elapsed().as_millis() as u64);
+        self.record_instant(InstantFacts {
+            id: id.into(),
+            at,
+            offset_ms,
+        });
+    }
+
+    /// Records a moment that lies this long back.
+    pub fn mark_before(&mut self, id: &str, back: std::time::Duration) {
+        let now = (self.drill.clock)();
+        let offset = self.started.elapsed().saturating_sub(back);
+        self.record_instant(InstantFacts {
+            id: id.into(),
+            at: now.checked_sub(back).unwrap_or(now),
+            offset_ms: Some(offset.as_millis() as u64),
+        });
+    }
+
+    /// Records a moment that the drill did not witness: a commit of production.
+    pub fn mark_commit(&mut self, id: &str, at: jiff::Timestamp) {
+        self.record_instant(InstantFacts {
+            id: id.into(),
+            at,
+            offset_ms: None,
+        });
+    }
+
+    fn record_instant(&mut self, instant: InstantFacts) {
+        if self.facts.instant(&instant.id).is_none() {
+            self.facts.instants.push(instant);
+        }
+    }
+
+    /// Tells whoever watches, and keeps it for the log.
+    pub fn note(&mut self, text: &str) {
+        self.drill.watcher.note(text);
+        self.keep_line(text);
+    }
+
+    fn keep_line(&mut self, text: &str) {
+        let at = (self.drill.clock)().strftime("%Y-%m-%dT%H:%M:%S%.3fZ");
+        let line: String = text
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        self.log.push(format!("{at} {line}"));
+    }
+
+    /// A failed try of the step that runs now, which is made again.
+    pub fn retried(&mut self, error: &Error, duration: std::time::Duration) {
+        let message = texts(error).0;
+        self.note(&format!("error[{}]: {message}; once more", error.code()));
+        if let Some(step) = self.facts.steps.last_mut() {
+            step.retries.push(RetryFacts {
+                error_code: error.code().into(),
+                message,
+                duration_ms: duration.as_millis() as u64,
+            });
+        }
+    }
+
+    /// Tells that a step begins; what it is expected to take, and its limit.
+    fn announce(&mut self, id: &str, title: &str) -> (Option<u64>, Option<u64>) {
+        let number = self.facts.steps.len() + 1;
+        let expected = forecast::step_ms(&self.earlier, id);
+        let limit = self
+            .drill
+            .profile
+            .step_limits
+            .get(id)
+            .map(|limit| limit.as_millis() as u64);
+        self.drill.watcher.step(
+            number,
+            self.steps_total.max(number),
+            title,
+            expected.map(std::time::Duration::from_millis),
+        );
+        self.keep_line(&format!("step {number} {id}: {title}"));
+        (expected, limit)
+    }
+
     /// Makes one step: `body` gives its result and a sentence about it.
     pub fn step<T>(
         &mut self,
@@ -258,8 +422,7 @@ impl Run<'_> {
         title: &str,
         body: impl FnOnce(&mut Self) -> Result<(T, String)>,
     ) -> Result<T, Ended> {
-        let number = self.facts.steps.len() + 1;
-        self.drill.watcher.step(number, self.steps_total, title);
+        let (expected_ms, limit_ms) = self.announce(id, title);
         let started_at = (self.drill.clock)();
         let started = Instant::now();
         let at = self.facts.steps.len();
@@ -271,6 +434,9 @@ impl Run<'_> {
             outcome: StepOutcome::Failed,
             detail: None,
             error_code: None,
+            expected_ms,
+            limit_ms,
+            retries: Vec::new(),
         });
         let result = body(self);
         let duration_ms = started.elapsed().as_millis() as u64;
@@ -280,10 +446,12 @@ impl Run<'_> {
         }
         match result {
             Ok((value, detail)) => {
+                let line = format!("{id} done in {duration_ms} ms: {detail}");
                 if let Some(entry) = entry {
                     entry.outcome = StepOutcome::Done;
                     entry.detail = Some(detail).filter(|detail| !detail.is_empty());
                 }
+                self.keep_line(&line);
                 Ok(value)
             }
             Err(error) => {
@@ -291,6 +459,12 @@ impl Run<'_> {
                     entry.detail = Some(texts(&error).0);
                     entry.error_code = Some(error.code().into());
                 }
+                let line = format!(
+                    "{id} failed after {duration_ms} ms: error[{}]: {}",
+                    error.code(),
+                    texts(&error).0
+                );
+                self.keep_line(&line);
                 self.facts
                     .failure
                     .get_or_insert_with(|| classify::failure(id, &error));
@@ -309,6 +483,9 @@ impl Run<'_> {
             outcome: StepOutcome::Skipped,
             detail: Some(why.into()),
             error_code: None,
+            expected_ms: None,
+            limit_ms: None,
+            retries: Vec::new(),
         });
     }
 
@@ -323,11 +500,7 @@ impl Run<'_> {
         };
         // This step is made even when the drill was told to stop.
         let failure = self.facts.failure.take();
-        self.drill.watcher.step(
-            self.facts.steps.len() + 1,
-            self.steps_total,
-            "Stop the copy and remove it",
-        );
+        let (expected_ms, limit_ms) = self.announce("tear-down", "Stop the copy and remove it");
         let (started_at, started) = ((self.drill.clock)(), Instant::now());
         if let Some(mut copy) = copy {
             if let Err(error) = copy.stop() {
@@ -362,6 +535,9 @@ impl Run<'_> {
             outcome,
             detail: (!teardown.left.is_empty()).then(|| teardown.left.join("; ")),
             error_code: None,
+            expected_ms,
+            limit_ms,
+            retries: Vec::new(),
         });
         self.facts.teardown = Some(teardown);
         self.facts.failure = failure;
@@ -389,14 +565,11 @@ impl Run<'_> {
             // Phases of a recovery that did not get there add up to nothing.
             self.facts.rto = None;
         }
-        if self.drill.profile.rto.is_some() && reached {
-            let check = checks::rto(&self.facts.objectives, self.facts.rto.as_ref());
-            self.facts.checks.push(check);
-        }
         let why = match &self.facts.failure {
             Some(failure) => format!("the drill ended early in step \"{}\"", failure.step),
             None => "no result was recorded".to_string(),
         };
+        self.judge_clocks(&why);
         let looked = self
             .facts
             .failure
@@ -423,14 +596,54 @@ impl Run<'_> {
         }
     }
 
-    fn user_check_not_run(&self, id: &str, why: &str) -> crate::facts::Check {
-        let given = self.drill.profile.sql_checks.iter().find(|check| check.id == id);
-        let (sql, expect) = given.map_or(("", ""), |check| (check.sql.as_str(), check.expect.as_str()));
-        let mut check = checks::of_user(id, sql, expect, Err(why.into()));
-        check.result = CheckResult::NotRun;
-        check.reason = Some(code::CHECK_NOT_RUN.into());
-        check
+    /// Every objective gets what was measured, and a check that says so.
+    fn judge_clocks(&mut self, why: &str) {
+        let mut clocks = std::mem::take(&mut self.facts.clocks);
+        for clock in &mut clocks {
+            let unknown = match clock.measure {
+                Measure::RecoveryPoint => self.loss_unknown.as_deref(),
+                _ => None,
+            };
+            let why_not = unknown.or(self.facts.failure.is_some().then_some(why));
+            let check = objectives::measure(clock, &self.facts, why_not);
+            self.facts.checks.push(check);
+        }
+        if let (Some(rto), Some(measured)) = (
+            &mut self.facts.rto,
+            clocks
+                .iter()
+                .find(|clock| clock.check == "rto")
+                .and_then(|clock| clock.measured_ms),
+        ) {
+            // The engine's own time between the phases is part of the clock.
+            rto.total_ms = measured;
+        }
+        self.facts.clocks = clocks;
     }
+
+    fn user_check_not_run(&self, id: &str, why: &str) -> crate::facts::Check {
+        match self.drill.profile.user_checks.iter().find(|check| check.id == id) {
+            Some(check) => checks::unmade(check, CheckResult::NotRun, code::CHECK_NOT_RUN, why),
+            None => checks::unknown(id, why),
+        }
+    }
+}
+
+/// What was not run, and what the profile accepts for this kind of point.
+fn accepted(facts: &Facts) -> Option<String> {
+    let accepted = &facts.objectives.may_be_not_run;
+    let not_run: Vec<&str> = facts
+        .checks
+        .iter()
+        .filter(|check| check.result == CheckResult::NotRun && accepted.contains(&check.id))
+        .map(|check| check.id.as_str())
+        .collect();
+    (!not_run.is_empty()).then(|| {
+        format!(
+            "Not run, which the profile accepts for this kind of point: {}.",
+            not_run.join(", ")
+        )
+    })
 }
 
 /// What this drill does not prove, in sentences.
@@ -468,11 +681,13 @@ fn limits(facts: &Facts) -> Vec<String> {
         );
     } else {
         limits.push(
-            "A point of the past has no live counterpart: no bracket and no row proof exist for it; what \
-             was seen is that \
-             recovery reaches it and that the copy is sound."
+            "A point of the past has no live counterpart: no bracket and no row proof exist for it; what was seen is \
+             that recovery reaches it, which standing markers lie before and behind it, and that the copy is sound."
                 .to_string(),
         );
+    }
+    if let Some(kinds) = accepted(facts) {
+        limits.push(kinds);
     }
     limits
 }

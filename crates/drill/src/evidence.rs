@@ -17,6 +17,8 @@ use crate::verdict::Verdict;
 
 /// The manifest's name.
 pub const MANIFEST: &str = "manifest.sha256";
+/// The chain's name, beside a bundle outside of the repository.
+pub const CHAIN: &str = "chain.json";
 
 /// A drill's files, and the manifest over them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,15 +42,20 @@ pub fn document(facts: &Facts, verdict: &Verdict) -> serde_json::Value {
     value
 }
 
-/// Puts the evidence together. `documents` are made from the same facts and verdict.
-pub fn bundle(facts: &Facts, verdict: &Verdict, documents: Documents) -> Result<Bundle> {
+/// The files that facts and verdict are, byte for byte.
+pub fn derived(facts: &Facts, verdict: &Verdict) -> Result<Documents> {
     let mut log = facts.server_log.join("\n");
     log.push('\n');
-    let mut files = vec![
+    Ok(vec![
         ("facts.json".to_string(), json(&document(facts, verdict))?),
         ("server.log".to_string(), log.into_bytes()),
         ("verdict.json".to_string(), json(verdict)?),
-    ];
+    ])
+}
+
+/// Puts the evidence together. `documents` are made from the same facts and verdict.
+pub fn bundle(facts: &Facts, verdict: &Verdict, documents: Documents) -> Result<Bundle> {
+    let mut files = derived(facts, verdict)?;
     for (name, content) in documents {
         if !files.iter().any(|(known, _)| *known == name) && name != MANIFEST {
             files.push((name, content));
@@ -80,7 +87,8 @@ pub fn keep(
     Ok(names)
 }
 
-/// Writes the evidence to `<folder>/<drill id>/`, and the report as `<folder>/<drill id>.md`; both paths.
+/// Writes the evidence to `<folder>/<drill id>/`, and the reports as `<folder>/<drill id>.md` and `.html`; the
+/// folder, and the former's path.
 pub fn write(folder: &Path, drill_id: &str, bundle: &Bundle) -> Result<(PathBuf, Option<PathBuf>)> {
     let own = folder.join(drill_id);
     let failed = |path: &Path, error: &std::io::Error| {
@@ -95,13 +103,28 @@ pub fn write(folder: &Path, drill_id: &str, bundle: &Bundle) -> Result<(PathBuf,
     for (name, content) in &bundle.files {
         let path = own.join(name);
         std::fs::write(&path, content).map_err(|error| failed(&path, &error))?;
-        if name == "report.md" {
-            let path = folder.join(format!("{drill_id}.md"));
+        if let Some(ending) = name.strip_prefix("report.") {
+            let path = folder.join(format!("{drill_id}.{ending}"));
             std::fs::write(&path, content).map_err(|error| failed(&path, &error))?;
-            report = Some(path);
+            if ending == "md" {
+                report = Some(path);
+            }
         }
     }
     Ok((own, report))
+}
+
+/// Writes the chain up to this drill beside the bundle, for whoever has no key.
+pub fn write_chain(folder: &Path, drill_id: &str, repository: &ClusterRepository) -> Result<()> {
+    let path = folder.join(drill_id).join(CHAIN);
+    let chain = repository.chain()?.up_to(drill_id).to_file()?;
+    std::fs::write(&path, chain).map_err(|error| {
+        Error::io(
+            "evidence-write",
+            format!("cannot write \"{}\"", path.display()),
+            &error,
+        )
+    })
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
@@ -112,11 +135,16 @@ fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     digest(&SHA256, bytes).as_ref().try_into().unwrap_or_default()
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// SHA-256, hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&sha256(bytes))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

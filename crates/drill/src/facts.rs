@@ -6,9 +6,23 @@
 //! not made is `NOT RUN` or `COULD NOT LOOK`); whatever judges or prints them needs nothing else. The version
 //! changes when a reader of an older version would misread them.
 
+mod clocks;
+mod details;
+mod past;
+mod procedure;
+
 use jiff::Timestamp;
 use postgres::Lsn;
 use serde::{Deserialize, Serialize};
+
+pub use clocks::{ClockFacts, InstantFacts, Measure};
+pub use details::{
+    Category, CheckDetail, CommandDetail, ForeignKeyFacts, HttpDetail, HttpExpectation, HttpSeen,
+    JunitCategory, JunitDetail, LatencyDetail, OrphansDetail, RowCount, RowCountsDetail, VersionsDetail,
+    VersionsOfTable,
+};
+pub use past::{PointFacts, PointKind, PointWindow, StandingMarker};
+pub use procedure::{GateFacts, Person, ProfileFacts, Registration, RetryFacts};
 
 /// The version of the facts that this program writes.
 pub const FACTS_VERSION: u32 = 1;
@@ -64,6 +78,25 @@ pub struct Facts {
     pub planted_faults: Vec<String>,
     /// What this drill does not prove.
     pub limits: Vec<String>,
+    /// The profiles that were applied: the drill's own first.
+    #[serde(default)]
+    pub profiles: Vec<ProfileFacts>,
+    /// The plan that was registered before the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registration: Option<Registration>,
+    /// What was looked at before anything was restored, guards of the environment included.
+    #[serde(default)]
+    pub gates: Vec<GateFacts>,
+    /// The moments that objectives are made of, in the order in which they were recorded.
+    #[serde(default)]
+    pub instants: Vec<InstantFacts>,
+    /// Every objective of every profile with what was measured, the strictest first for each measure. Facts of
+    /// older drills have none: there `objectives`, `rto` and `rpo` say it.
+    #[serde(default)]
+    pub clocks: Vec<ClockFacts>,
+    /// The kind of point, and what proves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<PointFacts>,
 }
 
 /// Which drill this was.
@@ -126,6 +159,9 @@ pub struct Objectives {
     pub required_checks: Vec<String>,
     /// Ids of the other checks that the profile asks for.
     pub requested_checks: Vec<String>,
+    /// Ids of checks whose NOT RUN the profile accepts, because nothing can prove them for this kind of point.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub may_be_not_run: Vec<String>,
 }
 
 /// Who took part.
@@ -135,6 +171,9 @@ pub struct People {
     pub operator: Option<String>,
     /// Secondary reviewer.
     pub reviewer: Option<String>,
+    /// Everybody else, with their roles.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Person>,
 }
 
 /// The backup and the WAL that were restored.
@@ -254,6 +293,15 @@ pub struct StepFacts {
     pub detail: Option<String>,
     /// The error's code.
     pub error_code: Option<String>,
+    /// How long it took in earlier drills (the median of those that are kept).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_ms: Option<u64>,
+    /// The time that it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_ms: Option<u64>,
+    /// Tries that failed before the last one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retries: Vec<RetryFacts>,
 }
 
 /// How a step ended.
@@ -315,6 +363,12 @@ pub struct Rpo {
     pub exact: bool,
     /// How it was measured.
     pub method: String,
+    /// The newest commit that happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_commit_at: Option<Timestamp>,
+    /// The newest commit that the repository holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_kept_commit_at: Option<Timestamp>,
 }
 
 /// The point that the drill made in production.
@@ -500,6 +554,12 @@ pub struct Check {
     pub reason: Option<String>,
     /// How long it took.
     pub duration_ms: u64,
+    /// What kind of thing is looked at; facts of older drills do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<Category>,
+    /// What was seen, beyond a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<CheckDetail>,
 }
 
 /// How the copy was kept away from production.
@@ -652,5 +712,10 @@ impl Facts {
     /// The check of this id, if it was recorded.
     pub fn check(&self, id: &str) -> Option<&Check> {
         self.checks.iter().find(|check| check.id == id)
+    }
+
+    /// The moment of this id, if it was recorded.
+    pub fn instant(&self, id: &str) -> Option<&InstantFacts> {
+        self.instants.iter().find(|instant| instant.id == id)
     }
 }

@@ -4,7 +4,7 @@
 //! Invariants: everything of production's that is known is hidden; what the quarantine says of itself is
 //! taken over as it is, and a layer that was not applied is never counted as one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cluster::Programs;
 use cluster::sandbox::{LayerState, Network, Probe, ProbeExpectation, ProbeOutcome, Quarantine, Report};
@@ -38,7 +38,7 @@ pub(crate) fn owner(drill: &Drill<'_>) -> Option<(u32, u32)> {
 }
 
 /// Half of what the kernel says is available.
-fn memory(drill: &Drill<'_>) -> u64 {
+pub(crate) fn memory(drill: &Drill<'_>) -> u64 {
     if let Some(bytes) = drill.sandbox.memory_bytes {
         return bytes;
     }
@@ -50,23 +50,30 @@ fn memory(drill: &Drill<'_>) -> u64 {
     available.map_or(MEMORY_UNKNOWN, |kilobytes| kilobytes * 1024 / MEMORY_SHARE)
 }
 
-pub(crate) fn open_copy(
-    run: &mut Run<'_>,
-    folder: &CopyFolder,
+/// A copy that is ready to be started, and what it will be started with.
+pub(crate) struct Built {
+    pub copy: Copy,
+    pub version: String,
+    pub neutralised: Vec<crate::facts::Neutralised>,
+    pub substitutions: Vec<crate::facts::Substitution>,
+}
+
+/// Puts a copy over a restored directory, in quarantine. Nothing is started.
+pub(crate) fn build_copy(
+    drill: &Drill<'_>,
+    folder: &Path,
     plan: &Plan,
     backup: &Backup,
     production: Option<&Production>,
-) -> Result<(Copy, String)> {
-    let drill = run.drill;
+) -> Result<Built> {
     let major = Major((backup.postgresql_version_num / 10_000) as u16);
     let programs = Programs::find(major, &drill.sandbox.programs)?;
-    run.facts.scope.copy_server_version = Some(programs.version.clone());
     let settings = CopySettings {
         major,
         wal_segment_size: plan.wal_segment_size,
         maxima: plan.maxima,
         restore_command: &plan.restore_command,
-        folder: &folder.path,
+        folder,
         memory_bytes: memory(drill),
         preload: &drill.sandbox.preload,
         faults: &drill.faults,
@@ -74,14 +81,6 @@ pub(crate) fn open_copy(
     let production_preload = production
         .map(|production| production.facts.shared_preload_libraries.clone())
         .unwrap_or_default();
-    run.facts.substitutions = settings.substitutions();
-    let neutralised = settings.neutralised(&production_preload);
-    run.facts.quarantine = Some(QuarantineFacts {
-        layers: Vec::new(),
-        probes: Vec::new(),
-        neutralised,
-        level: QuarantineLevel::ConfigurationOnly,
-    });
     let isolation = Isolation {
         launcher: drill.sandbox.launcher.clone(),
         quarantine: quarantine(drill, folder, backup, production),
@@ -92,7 +91,7 @@ pub(crate) fn open_copy(
         .or_else(|| drill.sandbox.superuser.clone())
         .unwrap_or_else(|| "postgres".into());
     // The feed exists since the plan, which holds its command.
-    let feed = Feed::create(&folder.path.join("feed"), plan.wal_segment_size, owner(drill))?;
+    let feed = Feed::create(&folder.join("feed"), plan.wal_segment_size, owner(drill))?;
     let repository = drill.repository.clone();
     let options = PlaceOptions {
         system: plan.system_identifier,
@@ -100,14 +99,14 @@ pub(crate) fn open_copy(
     };
     let last = plan.wal.last().map(|range| (range.timeline, range.last));
     let copy = Copy::open(
-        &folder.path,
+        folder,
         &programs,
         feed,
         settings.command_line(),
         &isolation,
         &superuser,
         move |feed, stop| {
-            let fetch = |name: &str, to: &std::path::Path| -> Result<Fetched> {
+            let fetch = |name: &str, to: &Path| -> Result<Fetched> {
                 Ok(
                     match place_wal(name, to, std::slice::from_ref(&repository), &options)? {
                         PlacedWal::Placed(placed) => Fetched::Placed(placed.bytes),
@@ -118,21 +117,47 @@ pub(crate) fn open_copy(
             feed.serve(&fetch, last, stop);
         },
     )?;
+    Ok(Built {
+        copy,
+        version: programs.version.clone(),
+        neutralised: settings.neutralised(&production_preload),
+        substitutions: settings.substitutions(),
+    })
+}
+
+/// The drill's own copy, with what it is started with recorded.
+pub(crate) fn open_copy(
+    run: &mut Run<'_>,
+    folder: &CopyFolder,
+    plan: &Plan,
+    backup: &Backup,
+    production: Option<&Production>,
+) -> Result<(Copy, String)> {
+    let drill = run.drill;
+    let built = build_copy(drill, &folder.path, plan, backup, production)?;
+    run.facts.scope.copy_server_version = Some(built.version.clone());
+    run.facts.substitutions.extend(built.substitutions);
+    run.facts.quarantine = Some(QuarantineFacts {
+        layers: Vec::new(),
+        probes: Vec::new(),
+        neutralised: built.neutralised,
+        level: QuarantineLevel::ConfigurationOnly,
+    });
     if drill.faults.contains(&Fault::ArchiveCommandInherited) {
         run.facts
             .planted_faults
             .push(Fault::ArchiveCommandInherited.as_str().into());
     }
     Ok((
-        copy,
-        format!("PostgreSQL {} in {}", programs.version, folder.path.display()),
+        built.copy,
+        format!("PostgreSQL {} in {}", built.version, folder.path.display()),
     ))
 }
 
 /// What the copy must not see: everything of production's that is known.
 fn quarantine(
     drill: &Drill<'_>,
-    folder: &CopyFolder,
+    folder: &Path,
     backup: &Backup,
     production: Option<&Production>,
 ) -> Quarantine {
@@ -162,7 +187,7 @@ fn quarantine(
     hidden.sort();
     hidden.dedup();
     Quarantine {
-        folder: folder.path.clone(),
+        folder: folder.into(),
         hidden,
         readable: Vec::new(),
         network: Network::None,

@@ -8,9 +8,13 @@
 
 pub mod amcheck;
 pub mod archive;
+pub mod audit;
+#[cfg(test)]
+mod audit_tests;
 pub mod checks;
 #[cfg(test)]
 mod checks_tests;
+pub mod choice;
 pub mod classify;
 pub mod copy;
 pub mod copy_settings;
@@ -19,26 +23,42 @@ pub mod evidence;
 pub mod facts;
 pub mod fault;
 pub mod feed;
+pub mod follow_up;
+pub mod forecast;
+pub mod gates;
+pub mod http;
 mod isolation;
+pub mod junit;
 pub mod log;
+pub mod objectives;
 pub mod options;
+mod own_checks;
 pub mod page_checks;
-mod perform;
+pub mod perform;
 pub mod point;
+pub mod preflight;
+pub mod profile;
+pub mod registration;
 pub mod rows;
 pub mod sequences;
 mod server_error;
+pub mod sign_off;
+pub mod signing;
 pub mod snapshot;
 mod soundness;
+pub mod standing;
 mod stops;
+pub mod user_checks;
 pub mod verdict;
 #[cfg(test)]
 mod verdict_tests;
+pub mod versions;
 
 pub use engine::{Outcome, run};
 pub use evidence::document;
 pub use facts::Facts;
 pub use options::{
-    BUILT_IN_CHECKS, Documents, Drill, DrillTarget, Fault, Profile, SandboxOptions, Silent, SqlCheck, Watcher,
+    BUILT_IN_CHECKS, DEFAULT_CHECKS, Documents, Drill, DrillTarget, Fault, Grant, Profile, SandboxOptions,
+    Silent, Watcher,
 };
 pub use verdict::{Reason, Status, Verdict, Weight, code, judge};

@@ -3,6 +3,7 @@
 //! Invariant: the room reads no environment, no configuration file and no wall clock; all of that stands
 //! here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -10,8 +11,12 @@ use std::time::Duration;
 use diagnostic::Result;
 use jiff::Timestamp;
 use repository::ClusterRepository;
+use serde::{Deserialize, Serialize};
 
-use crate::facts::{Facts, People, Rpo};
+use crate::facts::{Facts, GateFacts, People, PointFacts, ProfileFacts, Rpo, StepFacts};
+use crate::gates::GateLimits;
+use crate::objectives::Objective;
+use crate::user_checks::UserCheck;
 use crate::verdict::Verdict;
 
 /// Which point the drill recovers to.
@@ -23,39 +28,65 @@ pub enum DrillTarget {
     Point(history::Target, String),
 }
 
-/// A check of the user's own: one statement that gives one value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SqlCheck {
-    /// A stable word.
-    pub id: String,
-    /// The database; the connection's own if absent.
-    pub database: Option<String>,
-    /// The statement, run in a read-only transaction in the copy.
-    pub sql: String,
-    /// The value it must give, as PostgreSQL prints it (`true` and `t` mean the same).
-    pub expect: String,
+/// The built-in checks that can be asked for by name.
+pub const BUILT_IN_CHECKS: [&str; 4] = ["row-proof", "page-checksums", "amcheck", "n-version"];
+
+/// Those that a profile asks for where it does not say: a second restore is asked for by name.
+pub const DEFAULT_CHECKS: [&str; 3] = ["row-proof", "page-checksums", "amcheck"];
+
+/// What a profile lets checks do outside of the quarantine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grant {
+    /// Endpoints below `API_BASE_URL` are asked.
+    Http,
+    /// Programs run as the drill's own account, with everything that it may do.
+    Commands,
 }
 
-/// The built-in checks that can be asked for by name.
-pub const BUILT_IN_CHECKS: [&str; 3] = ["row-proof", "page-checksums", "amcheck"];
+impl Grant {
+    /// The stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Grant::Http => "http",
+            Grant::Commands => "commands",
+        }
+    }
+}
 
-/// What is to be proved.
+/// What is to be proved. Made by [`crate::profile::resolve`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
-    /// Its name in the configuration.
+    /// Its name: in the configuration, or of a built-in one.
     pub name: String,
+    /// `built-in`, `file`, or `built-in, changed by file`.
+    pub source: String,
+    /// The profiles that it extends, the nearest first.
+    pub extends: Vec<String>,
     /// The point.
     pub target: DrillTarget,
-    /// Recovery time objective.
-    pub rto: Option<Duration>,
-    /// From this share of the objective on, the recovery time is a warning (two thirds: 60 of 90 minutes).
-    pub rto_warning_share: f64,
-    /// Recovery point objective.
-    pub rpo: Option<Duration>,
+    /// The point in the profile's own words; whoever has a clock makes a target of it.
+    pub target_text: String,
+    /// What is to be met, by name.
+    pub objectives: Vec<Objective>,
+    /// What is looked at before anything is restored.
+    pub gates: GateLimits,
     /// Built-in checks, by name: `row-proof`, `page-checksums`, `amcheck`.
     pub checks: Vec<String>,
     /// The user's own checks.
-    pub sql_checks: Vec<SqlCheck>,
+    pub user_checks: Vec<UserCheck>,
+    /// Checks whose NOT RUN is acceptable, because nothing can prove them for this kind of point.
+    pub may_be_not_run: Vec<String>,
+    /// What may be done outside of the quarantine.
+    pub grants: Vec<Grant>,
+    /// Profiles whose objectives are judged as well.
+    pub also: Vec<String>,
+    /// A backup is made before the drill.
+    pub backup_first: bool,
+    /// How often the restore is tried.
+    pub restore_tries: u32,
+    /// Time limits of steps, by id.
+    pub step_limits: BTreeMap<String, Duration>,
     /// How long a segment may take until it is in the repository.
     pub archive_timeout: Duration,
     /// How long one server start with its replay may take.
@@ -66,25 +97,61 @@ pub struct Profile {
     pub point_attempts: u32,
     /// Snapshots taken for each database and attempt (5 to 8 are enough under load).
     pub snapshots: u32,
+    /// What stands in the evidence of it.
+    pub facts: ProfileFacts,
 }
 
 impl Profile {
-    /// A bracket with row proof, page checksums and amcheck, and generous limits.
+    /// A bracket with row proof, page checksums and amcheck, generous limits, and no objective.
     pub fn bracket(name: &str) -> Profile {
-        Profile {
+        let mut profile = Profile {
             name: name.into(),
+            source: "built-in".into(),
+            extends: Vec::new(),
             target: DrillTarget::Bracket,
-            rto: None,
-            rto_warning_share: 2.0 / 3.0,
-            rpo: None,
-            checks: BUILT_IN_CHECKS.iter().map(ToString::to_string).collect(),
-            sql_checks: Vec::new(),
+            target_text: "bracket".into(),
+            objectives: Vec::new(),
+            gates: GateLimits::default(),
+            checks: DEFAULT_CHECKS.iter().map(ToString::to_string).collect(),
+            user_checks: Vec::new(),
+            may_be_not_run: Vec::new(),
+            grants: Vec::new(),
+            also: Vec::new(),
+            backup_first: false,
+            restore_tries: 1,
+            step_limits: BTreeMap::new(),
             archive_timeout: Duration::from_secs(300),
             replay_timeout: Duration::from_secs(4 * 3600),
             statement_timeout: Duration::from_secs(3600),
             point_attempts: 3,
             snapshots: 6,
-        }
+            facts: ProfileFacts {
+                name: String::new(),
+                source: String::new(),
+                extends: Vec::new(),
+                digest: String::new(),
+                value: serde_json::Value::Null,
+                objectives_only: false,
+            },
+        };
+        profile.facts = crate::profile::facts_of(&profile);
+        profile
+    }
+
+    /// The target of this objective.
+    pub fn objective(&self, id: &str) -> Option<Duration> {
+        let found = self.objectives.iter().find(|objective| objective.id == id);
+        found.map(|objective| objective.target)
+    }
+
+    /// Whether this built-in check is asked for.
+    pub fn asks_for(&self, check: &str) -> bool {
+        self.checks.iter().any(|id| id == check)
+    }
+
+    /// Whether this may be done outside of the quarantine.
+    pub fn grants(&self, grant: Grant) -> bool {
+        self.grants.contains(&grant)
     }
 }
 
@@ -138,8 +205,8 @@ pub struct SandboxOptions {
 
 /// What a drill tells while it runs.
 pub trait Watcher: Sync {
-    /// A step begins. Numbers begin with 1.
-    fn step(&self, number: usize, of: usize, title: &str);
+    /// A step begins. Numbers begin with 1. `expected`: what earlier drills took for it.
+    fn step(&self, number: usize, of: usize, title: &str, expected: Option<Duration>);
     /// Something to know within a step.
     fn note(&self, text: &str);
     /// Work done in a step, with the unit (`bytes`, `tables`, `segments`).
@@ -150,7 +217,7 @@ pub trait Watcher: Sync {
 pub struct Silent;
 
 impl Watcher for Silent {
-    fn step(&self, _number: usize, _of: usize, _title: &str) {}
+    fn step(&self, _number: usize, _of: usize, _title: &str, _expected: Option<Duration>) {}
     fn note(&self, _text: &str) {}
     fn advance(&self, _done: u64, _total: Option<u64>, _unit: &str) {}
 }
@@ -166,6 +233,20 @@ pub struct Drill<'a> {
     pub production: Option<&'a str>,
     /// The profile.
     pub profile: Profile,
+    /// Profiles whose objectives are judged as well.
+    pub also: Vec<Profile>,
+    /// `sandbox`, or the environment that was named (`staging`).
+    pub environment: String,
+    /// Guards that the caller evaluated and that hold, for the evidence.
+    pub guards: Vec<GateFacts>,
+    /// How the point was chosen, when the caller chose it.
+    pub point: Option<PointFacts>,
+    /// A certain backup, instead of the newest one that ended before the point.
+    pub backup: Option<repository::BackupId>,
+    /// Steps that the caller made before the drill (a backup), for the evidence.
+    pub before: Vec<StepFacts>,
+    /// The base of the application's endpoints.
+    pub api_base_url: Option<String>,
     /// Where the copy lives.
     pub sandbox: SandboxOptions,
     /// Who takes part.

@@ -5,9 +5,10 @@
 //! what changes the copy (promotion, an extension for amcheck) comes after everything that compares it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use cluster::{ConnectOptions, ServerFacts, Session};
 use diagnostic::{Error, Result};
 use history::{Archive, Target, Wanted};
 use postgres::{Lsn, Major};
@@ -19,27 +20,56 @@ use crate::checks;
 use crate::copy::{Copy, CopyFolder, remove_leftovers};
 use crate::copy_settings::CopySettings;
 use crate::engine::{Ended, Run};
-use crate::facts::{Facts, Input, Objectives, PlanFacts, Rto};
+use crate::facts::{Facts, Input, PlanFacts, Rpo, Rto};
 use crate::feed::Feed;
 use crate::isolation::{open_copy, owner};
-use crate::options::{Drill, DrillTarget, Watcher};
+use crate::options::{Drill, DrillTarget, Grant, Watcher};
+use crate::own_checks;
 use crate::point::{self, Point, PointOptions};
+use crate::preflight;
+use crate::registration;
 use crate::rows::RowKey;
 use crate::server_error::recordable;
 use crate::soundness::check_sound;
+use crate::standing;
 use crate::stops::recover;
+use crate::user_checks::CheckKind;
+use crate::verdict::code;
+use crate::versions;
 
-/// How many steps there are before the copy is removed and the archive compared.
-pub const STEPS: usize = 11;
+/// Every step of a drill, in order, with its title.
+pub const STEPS: [(&str, &str); 16] = [
+    ("look", "Look at production and clean up after interrupted drills"),
+    ("rpo", "Measure what would be lost now"),
+    ("gates", "Look through the gates"),
+    ("health-before", "Ask the application's endpoints"),
+    ("archive-before", "List the WAL archive"),
+    ("keys", "Draw the keys of the row digests"),
+    ("point", "Make a point in production and digest its rows"),
+    ("plan", "Plan with the planner of restore"),
+    ("restore", "Restore the backup into the sandbox"),
+    ("quarantine", "Prepare the quarantine"),
+    ("recover", "Recover to each stop, and look at the copy there"),
+    ("amcheck", "Check tables and indexes with amcheck"),
+    ("page-checksums", "Stop the copy and verify its page checksums"),
+    (
+        "n-version",
+        "Recover the same point from another backup, and compare",
+    ),
+    ("tear-down", "Stop the copy and remove it"),
+    ("archive-after", "Compare the WAL archive with its listing before"),
+];
+
 /// Sessions at once for digests and amcheck: production is not to be crowded.
 pub(crate) const SESSIONS: usize = 2;
+/// Between two tries of a restore.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Between two looks at whether the drill is to end.
+const POLL: Duration = Duration::from_millis(50);
 /// What the first stop is for.
 pub(crate) const REQUESTED: &str = "the requested target";
 /// What is known of production.
-pub(crate) struct Production {
-    pub facts: ServerFacts,
-    pub superuser: String,
-}
+pub(crate) use crate::preflight::ServerSeen as Production;
 
 /// All steps up to the removal of the copy.
 pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<Copy>) -> Result<(), Ended> {
@@ -49,6 +79,10 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
         look,
     )?;
     measure_rpo(run)?;
+    run.step("gates", "Look through the gates", |run| {
+        look_through_gates(run, production.as_ref())
+    })?;
+    ask_application(run)?;
     run.archive_of = production
         .as_ref()
         .map(|production| (production.facts.system_identifier, production.facts.timeline));
@@ -74,11 +108,29 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
         "Recover to each stop, and look at the copy there",
         |run| recover(run, copy, &plan, &backup, point.as_ref(), &key),
     )?;
-    check_sound(run, copy, &plan, &backup)
+    check_sound(run, copy, &plan, &backup)?;
+    compare_versions(run, folder, copy, &plan, production.as_ref(), &key)
 }
 
-fn drill_objectives(run: &Run<'_>) -> Objectives {
-    run.facts.objectives.clone()
+/// The same point from another backup, where the profile asks for it.
+fn compare_versions(
+    run: &mut Run<'_>,
+    folder: &CopyFolder,
+    copy: &mut Copy,
+    plan: &Plan,
+    production: Option<&Production>,
+    key: &RowKey,
+) -> Result<(), Ended> {
+    let title = "Recover the same point from another backup, and compare";
+    if !run.drill.profile.asks_for("n-version") {
+        run.skip("n-version", title, "the profile does not ask for it");
+        return Ok(());
+    }
+    run.step("n-version", title, |run| {
+        // One server at a time: both take half of the host's free memory.
+        copy.stop()?;
+        versions::compare(run, folder, plan, production, key)
+    })
 }
 
 fn look(run: &mut Run<'_>) -> Result<(Option<Production>, String)> {
@@ -92,25 +144,70 @@ fn look(run: &mut Run<'_>) -> Result<(Option<Production>, String)> {
         detail.push_str("production is not asked: the target is a point of the past");
         return Ok((None, detail));
     };
-    let connect = ConnectOptions {
-        statement_timeout: Duration::from_secs(60),
-        ..ConnectOptions::default()
-    };
-    let mut session = Session::connect_with(conninfo, &connect)?;
-    let facts = cluster::gather(&mut session)?;
-    let row = session.one("SELECT rolname FROM pg_roles WHERE oid = 10")?;
-    let superuser = row
-        .into_iter()
-        .next()
-        .flatten()
-        .unwrap_or_else(|| "postgres".into());
-    run.facts.scope.system_identifier = facts.system_identifier.to_string();
-    run.facts.scope.server_version = Some(facts.version.clone());
+    let seen = preflight::ask(conninfo, drill.clock)?;
+    run.facts.scope.system_identifier = seen.facts.system_identifier.to_string();
+    run.facts.scope.server_version = Some(seen.facts.version.clone());
     detail.push_str(&format!(
         "PostgreSQL {}, timeline {}",
-        facts.version, facts.timeline
+        seen.facts.version, seen.facts.timeline
     ));
-    Ok((Some(Production { facts, superuser }), detail))
+    Ok((Some(seen), detail))
+}
+
+/// What the application's endpoints say before anything is restored.
+fn ask_application(run: &mut Run<'_>) -> Result<(), Ended> {
+    let title = "Ask the application's endpoints";
+    let profile = &run.drill.profile;
+    let endpoints = profile
+        .user_checks
+        .iter()
+        .any(|check| matches!(check.kind, CheckKind::Http { .. }));
+    if !endpoints {
+        run.skip("health-before", title, "the profile names no endpoint");
+        return Ok(());
+    }
+    if !profile.grants(Grant::Http) {
+        run.skip("health-before", title, "the profile does not grant \"http\"");
+        return Ok(());
+    }
+    run.step("health-before", title, own_checks::ask_before)
+}
+
+/// Records every gate. One that is closed ends the drill where the profile says so; else it is an observation.
+fn look_through_gates(run: &mut Run<'_>, production: Option<&Production>) -> Result<((), String)> {
+    let unknown = run.loss_unknown.clone().unwrap_or_default();
+    let loss = run.drill.rpo.map(|_| run.facts.rpo.as_ref().ok_or(unknown));
+    let seen = preflight::through(run.drill, production.map(Ok), loss, run.earlier.clone());
+    run.facts.registration = registration::of_run(run.drill, &run.earlier, &run.facts);
+    let closed: Vec<String> = seen
+        .gates
+        .iter()
+        .filter(|gate| gate.is_no_go())
+        .map(|gate| gate.id.clone())
+        .collect();
+    let stops = seen
+        .gates
+        .iter()
+        .find(|gate| gate.blocking && gate.is_no_go())
+        .cloned();
+    run.facts.gates.extend(seen.gates);
+    if let Some(gate) = stops {
+        let error = Error::new(code::GATE_CLOSED, format!("the gate \"{}\" is closed", gate.id)).detail(
+            format!("{}: the limit is {}; {}.", gate.title, gate.limit, gate.actual),
+        );
+        return Err(match gate.hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        });
+    }
+    Ok((
+        (),
+        if closed.is_empty() {
+            "go".into()
+        } else {
+            format!("no-go at {}, which the profile lets pass", closed.join(", "))
+        },
+    ))
 }
 
 /// Before the point: making it archives everything, and nothing would be left to lose.
@@ -124,24 +221,35 @@ fn measure_rpo(run: &mut Run<'_>) -> Result<(), Ended> {
         return Ok(());
     };
     run.step("rpo", "Measure what would be lost now", |run| {
-        let started = Instant::now();
         let measured = measure();
-        let objectives = drill_objectives(run);
-        let check = match &measured {
-            Ok(rpo) => checks::rpo(&objectives, Ok(rpo)),
-            Err(error) => checks::rpo(&objectives, Err(recordable(error))),
-        };
-        if run.drill.profile.rpo.is_some() {
-            run.facts.checks.push(checks::timed(check, started.elapsed()));
-        }
-        // That it could not be measured is a result of the check; the drill goes on.
+        // That it could not be measured is a result of the objective; the drill goes on.
         let detail = match &measured {
-            Ok(rpo) => format!("{} commits, {} bytes of WAL", rpo.commits, rpo.bytes),
-            Err(error) => format!("could not be measured: {}", recordable(error)),
+            Ok(rpo) => {
+                mark_commits(run, rpo);
+                format!("{} commits, {} bytes of WAL", rpo.commits, rpo.bytes)
+            }
+            Err(error) => {
+                run.loss_unknown = Some(recordable(error));
+                format!("could not be measured: {}", recordable(error))
+            }
         };
         run.facts.rpo = measured.ok();
         Ok(((), detail))
     })
+}
+
+/// The two commits that a recovery point objective is measured between.
+fn mark_commits(run: &mut Run<'_>, rpo: &Rpo) {
+    let Some(seconds) = rpo.seconds else { return };
+    let newest = rpo.newest_commit_at.unwrap_or(run.facts.started_at);
+    let lost = jiff::SignedDuration::try_from_secs_f64(seconds).unwrap_or_default();
+    let kept = rpo
+        .newest_kept_commit_at
+        .or_else(|| newest.checked_sub(lost).ok());
+    if let Some(kept) = kept {
+        run.mark_commit("newest-commit", newest.max(kept));
+        run.mark_commit("newest-kept-commit", kept);
+    }
 }
 
 fn archive_before(run: &mut Run<'_>) -> Result<((), String)> {
@@ -177,12 +285,13 @@ fn make_point(
             attempts: profile.point_attempts,
             archive_timeout: profile.archive_timeout,
             statement_timeout: profile.statement_timeout,
-            row_proof: profile.checks.iter().any(|id| id == "row-proof"),
+            row_proof: profile.asks_for("row-proof"),
             sessions: SESSIONS,
             abort: drill.abort,
             watcher: drill.watcher,
         };
         let point = point::make(&options, key)?;
+        run.mark("point-made");
         run.facts.bracket = Some(point.facts.clone());
         run.facts.scope.databases = point.databases.iter().map(|each| each.database.clone()).collect();
         run.facts.scope.excluded = point
@@ -215,13 +324,17 @@ fn names(databases: &[&str]) -> String {
     databases.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
-/// The stops, in the order in which recovery comes to them.
-fn stops(drill: &Drill<'_>, point: Option<&Point>) -> Vec<StopRequest> {
-    let stop = |wanted: Wanted, purpose: String| StopRequest {
+/// A place where the copy pauses.
+pub(crate) fn stop(wanted: Wanted, purpose: String) -> StopRequest {
+    StopRequest {
         wanted,
         action: Action::Pause,
         purpose,
-    };
+    }
+}
+
+/// The stops, in the order in which recovery comes to them.
+pub(crate) fn stops(drill: &Drill<'_>, point: Option<&Point>) -> Vec<StopRequest> {
     match (&drill.profile.target, point) {
         (DrillTarget::Point(target, _), _) => {
             vec![stop(Wanted::from(target.clone()), REQUESTED.into())]
@@ -254,14 +367,76 @@ fn make_plan(
 ) -> Result<((Plan, Backup), String)> {
     let drill = run.drill;
     let started = Instant::now();
+    run.mark("plan-started");
     let backups = drill.repository.backups()?;
-    let Some((system, segment_size)) = restore::system_of(&backups) else {
+    let archive = archive_of(drill, &backups, production)?;
+    run.facts.scope.system_identifier = archive.system().to_string();
+    histories(run, &archive, &backups)?;
+    let feed = Feed::create(&folder.path.join("feed"), archive.segment_size(), owner(drill))?;
+    let place = Place {
+        folder: folder.path.clone(),
+        restore_command: feed.restore_command()?,
+        backup: drill.backup,
+    };
+    let timeline = production.map(|production| production.facts.timeline);
+    let plan = plan_for(drill, &backups, &archive, stops(drill, point), timeline, &place)?;
+    let backup = backups
+        .into_iter()
+        .find(|backup| backup.backup == plan.backup)
+        .ok_or_else(|| Error::new("backup-missing", format!("backup {} is gone", plan.backup)))?;
+    record_plan(run, &plan, &backup);
+    expect_markers(run, &archive, &backup, &plan);
+    run.archive_of
+        .get_or_insert((plan.system_identifier, plan.timeline));
+    run.facts.rto = Some(Rto {
+        plan_ms: started.elapsed().as_millis() as u64,
+        ..Rto::default()
+    });
+    refuse_plan(drill, &plan)?;
+    run.mark("plan-finished");
+    let detail = format!(
+        "backup {}, {} WAL segments, {} stops",
+        plan.backup,
+        plan.wal_segments,
+        plan.stops.len()
+    );
+    Ok(((plan, backup), detail))
+}
+
+/// Standing markers around a point of the past. That they cannot be read is a result of their check.
+fn expect_markers(run: &mut Run<'_>, archive: &Archive, backup: &Backup, plan: &Plan) {
+    let (DrillTarget::Point(..), Some(conninfo)) = (&run.drill.profile.target, run.drill.production) else {
+        return;
+    };
+    let expected = standing::read(conninfo)
+        .and_then(|(database, rows)| Ok((database, standing::expect(archive, backup, plan, &rows)?)));
+    match expected {
+        Ok((database, markers)) => {
+            run.markers_in = Some(database);
+            if let Some(point) = &mut run.facts.point {
+                point.markers = markers;
+            }
+        }
+        Err(error) => {
+            if let Some(draft) = checks::draft("standing-markers") {
+                run.facts.checks.push(draft.could_not_look(recordable(&error)));
+            }
+        }
+    }
+}
+
+/// The archive of the newest backup's system, which must be the one that answers.
+pub(crate) fn archive_of(
+    drill: &Drill<'_>,
+    backups: &[Backup],
+    production: Option<&Production>,
+) -> Result<Archive> {
+    let Some((system, segment_size)) = restore::system_of(backups) else {
         return Err(Error::new(
             "no-backup",
             format!("cluster \"{}\" has no backup to restore", drill.repository.name()),
         ));
     };
-    run.facts.scope.system_identifier = system.to_string();
     if let Some(production) = production
         && production.facts.system_identifier != system
     {
@@ -274,30 +449,47 @@ fn make_plan(
             production.facts.system_identifier
         )));
     }
-    let archive = Archive::load(std::slice::from_ref(drill.repository), system, segment_size)?;
-    histories(run, &archive, &backups)?;
-    let feed = Feed::create(&folder.path.join("feed"), segment_size, owner(drill))?;
+    Archive::load(std::slice::from_ref(drill.repository), system, segment_size)
+}
+
+/// Where a copy goes, and how it asks for WAL.
+pub(crate) struct Place {
+    pub folder: PathBuf,
+    pub restore_command: String,
+    /// A certain backup.
+    pub backup: Option<repository::BackupId>,
+}
+
+/// The plan of a copy, by the planner of `restore`. Nothing is touched.
+pub(crate) fn plan_for(
+    drill: &Drill<'_>,
+    backups: &[Backup],
+    archive: &Archive,
+    stops: Vec<StopRequest>,
+    timeline: Option<postgres::TimelineId>,
+    place: &Place,
+) -> Result<Plan> {
     let blank = CopySettings {
         major: Major(15),
-        wal_segment_size: segment_size,
+        wal_segment_size: archive.segment_size(),
         maxima: Default::default(),
         restore_command: "",
-        folder: &folder.path,
+        folder: &place.folder,
         memory_bytes: 0,
         preload: &[],
         faults: &[],
     };
     let request = Request {
         cluster: drill.repository.name().to_string(),
-        stops: stops(drill, point),
-        timeline: production.map(|production| production.facts.timeline),
-        backup: None,
-        destination: folder.path.join("data"),
+        stops,
+        timeline,
+        backup: place.backup,
+        destination: place.folder.join("data"),
         tablespaces: Vec::new(),
         tablespaces_into: None,
         create_tablespaces: false,
         delta: false,
-        restore_command: feed.restore_command()?,
+        restore_command: place.restore_command.clone(),
         purpose: Purpose::Copy,
         configuration: Configuration::Generated {
             postgresql_conf: blank.postgresql_conf(),
@@ -307,27 +499,8 @@ fn make_plan(
         settings: Vec::new(),
         owner: owner(drill),
     };
-    let facts = restore::gather(request, &backups, &archive)?;
-    let plan = restore::plan(&facts, (drill.clock)())?;
-    let backup = backups
-        .into_iter()
-        .find(|backup| backup.backup == plan.backup)
-        .ok_or_else(|| Error::new("backup-missing", format!("backup {} is gone", plan.backup)))?;
-    record_plan(run, &plan, &backup);
-    run.archive_of
-        .get_or_insert((plan.system_identifier, plan.timeline));
-    run.facts.rto = Some(Rto {
-        plan_ms: started.elapsed().as_millis() as u64,
-        ..Rto::default()
-    });
-    refuse_plan(drill, &plan)?;
-    let detail = format!(
-        "backup {}, {} WAL segments, {} stops",
-        plan.backup,
-        plan.wal_segments,
-        plan.stops.len()
-    );
-    Ok(((plan, backup), detail))
+    let facts = restore::gather(request, backups, archive)?;
+    restore::plan(&facts, (drill.clock)())
 }
 
 fn record_plan(run: &mut Run<'_>, plan: &Plan, backup: &Backup) {
@@ -445,7 +618,40 @@ pub(crate) fn threads(drill: &Drill<'_>) -> usize {
 
 fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
     let drill = run.drill;
-    let started = Instant::now();
+    let tries = drill.profile.restore_tries.max(1);
+    run.mark("restore-started");
+    let begun = Instant::now();
+    let mut done = 1;
+    let result = loop {
+        let started = Instant::now();
+        let error = match restore_once(drill, plan) {
+            Ok(result) => break result,
+            Err(error) => error,
+        };
+        if done >= tries || drill.abort.load(Ordering::Relaxed) {
+            return Err(error);
+        }
+        run.retried(&error, started.elapsed());
+        clear_for_retry(plan)?;
+        // What failed for a moment needs that moment.
+        let pause = Instant::now();
+        while pause.elapsed() < RETRY_PAUSE {
+            if drill.abort.load(Ordering::Relaxed) {
+                return Err(error);
+            }
+            std::thread::sleep(POLL);
+        }
+        done += 1;
+    };
+    run.mark("restore-finished");
+    if let Some(rto) = &mut run.facts.rto {
+        // A try that failed is time that the recovery took.
+        rto.restore_ms = begun.elapsed().as_millis() as u64;
+    }
+    Ok(((), format!("{} files, {} bytes", result.files, result.bytes)))
+}
+
+fn restore_once(drill: &Drill<'_>, plan: &Plan) -> Result<restore::RestoreResult> {
     let progress = RestoreProgress {
         watcher: drill.watcher,
         bytes: 0.into(),
@@ -455,11 +661,22 @@ fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
         threads: threads(drill),
         progress: &progress,
     };
-    let result = restore::execute(plan, drill.repository, &options)?;
-    if let Some(rto) = &mut run.facts.rto {
-        rto.restore_ms = started.elapsed().as_millis() as u64;
+    restore::execute(plan, drill.repository, &options)
+}
+
+/// What a failed try left lies in the copy's own folder, and nowhere else.
+fn clear_for_retry(plan: &Plan) -> Result<()> {
+    let unable = |error: &std::io::Error| {
+        Error::io(
+            "copy-folder",
+            format!("cannot remove \"{}\" for another try", plan.destination.display()),
+            error,
+        )
+    };
+    match std::fs::remove_dir_all(&plan.destination) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(unable(&error)),
+        _ => Ok(()),
     }
-    Ok(((), format!("{} files, {} bytes", result.files, result.bytes)))
 }
 
 /// Compares the archive with what it was, however the drill went: after the copy is gone, it cannot change

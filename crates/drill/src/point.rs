@@ -267,7 +267,7 @@ fn connect_writing(options: &PointOptions<'_>) -> Result<Session> {
 }
 
 /// Makes pgproof's schema and table where they are missing, and keeps the table small.
-fn prepare(session: &mut Session) -> Result<()> {
+pub(crate) fn prepare(session: &mut Session) -> Result<()> {
     let there = single(session, "SELECT to_regclass('pgproof.drill_marker') IS NOT NULL")?;
     if there != "t" {
         session.execute("CREATE SCHEMA IF NOT EXISTS pgproof")?;
@@ -285,7 +285,7 @@ fn prepare(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-fn insert(session: &mut Session, id: &str, nonce: &str) -> Result<()> {
+pub(crate) fn insert(session: &mut Session, id: &str, nonce: &str) -> Result<()> {
     let (id, nonce) = (Session::literal(id), Session::literal(nonce));
     session.execute(&format!(
         "INSERT INTO pgproof.drill_marker (id, nonce) VALUES ({id}, {nonce})"
@@ -303,7 +303,7 @@ fn marker_id(now: Timestamp, attempt: u32) -> String {
     }
 }
 
-fn nonce() -> Result<String> {
+pub(crate) fn nonce() -> Result<String> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| {
         Error::new("no-randomness", "the system gives no random bytes").detail(error.to_string())

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cluster::{ConnectOptions, Session};
+use cluster::Session;
 use diagnostic::{Error, Result};
 use postgres::Major;
 use repository::Backup;
@@ -19,14 +19,14 @@ use crate::copy::Copy;
 use crate::engine::{Ended, Run};
 use crate::facts::{Check, CheckResult};
 use crate::options::Drill;
+use crate::own_checks;
 use crate::page_checks::check_pages;
 use crate::perform::{SESSIONS, threads};
 use crate::rows;
-use crate::server_error::recordable;
 use crate::stops::promote;
 
 /// The database in which the copy is asked about itself.
-fn own_database(run: &Run<'_>) -> String {
+pub(crate) fn own_database(run: &Run<'_>) -> String {
     run.facts
         .bracket
         .as_ref()
@@ -62,40 +62,7 @@ pub(crate) fn look_at_copy(run: &mut Run<'_>, copy: &Copy) -> Result<()> {
 /// The user's own checks.
 pub(crate) fn check_of_users(run: &mut Run<'_>, copy: &mut Copy) -> Result<()> {
     let database = own_database(run);
-    for check in &run.drill.profile.sql_checks {
-        let started = Instant::now();
-        let name = check.database.as_deref().unwrap_or(&database);
-        let timeout = run.drill.profile.statement_timeout;
-        let mut answer = ask(copy, name, &check.sql, timeout);
-        if matches!(&answer, Err(why) if why.contains("55P03")) {
-            promote(run, copy)?;
-            answer = ask(copy, name, &check.sql, timeout);
-        }
-        let check = checks::of_user(&check.id, &check.sql, &check.expect, answer);
-        run.facts.checks.push(checks::timed(check, started.elapsed()));
-    }
-    Ok(())
-}
-
-fn ask(copy: &Copy, database: &str, sql: &str, timeout: Duration) -> Result<Option<String>, String> {
-    let options = ConnectOptions {
-        database: Some(database.into()),
-        statement_timeout: timeout,
-        lock_timeout: rows::LOCK_TIMEOUT_COPY,
-        keep_search_path: true,
-        read_only: true,
-        ..ConnectOptions::default()
-    };
-    let answer =
-        Session::connect_with(&copy.conninfo(database), &options).and_then(|mut session| session.rows(sql));
-    match answer {
-        Ok(rows) => Ok(rows
-            .into_iter()
-            .next()
-            .and_then(|row| row.into_iter().next())
-            .flatten()),
-        Err(error) => Err(recordable(&error)),
-    }
+    own_checks::make(run, copy, &database)
 }
 
 fn databases(session: &mut Session) -> Result<Vec<String>> {
@@ -148,7 +115,7 @@ pub(crate) fn check_sound(
     plan: &Plan,
     backup: &Backup,
 ) -> Result<(), Ended> {
-    let wanted = |run: &Run<'_>, id: &str| run.drill.profile.checks.iter().any(|each| each == id);
+    let wanted = |run: &Run<'_>, id: &str| run.drill.profile.asks_for(id);
     let title = "Check tables and indexes with amcheck";
     if wanted(run, "amcheck") {
         run.step("amcheck", title, |run| {

@@ -22,13 +22,16 @@ use crate::fault;
 use crate::isolation::record_quarantine;
 use crate::log;
 use crate::options::{Drill, Fault};
+use crate::own_checks;
 use crate::perform::{REQUESTED, SESSIONS};
 use crate::point::Point;
 use crate::rows::{self, DatabaseDigest, Look, RowKey};
 use crate::sequences;
 use crate::server_error::{recordable, sqlstate};
-use crate::soundness::{check_of_users, look_at_copy};
+use crate::soundness::{check_of_users, look_at_copy, own_database};
+use crate::standing;
 use crate::verdict::code;
+use crate::versions;
 
 /// Everything that is gathered while the copy stands at its stops.
 #[derive(Default)]
@@ -85,11 +88,23 @@ pub(crate) fn recover(
         if last && drill.faults.contains(&Fault::RowChangedInCopy) {
             plant_row_change(run, copy, plan, at, backup, point)?;
         }
+        if at == 0 && own_checks::wait_until_ready(run)? {
+            run.mark("stabilised");
+        }
         let started = Instant::now();
+        if at == 0 {
+            look_at_markers(run, copy);
+        }
         let looked = look_at_stop(run, copy, point, stop.target.stop, &stop.purpose, key, &mut seen);
         looked.map_err(|error| crashed(copy, error))?;
         if last {
             look_at_copy(run, copy)?;
+            if drill.profile.asks_for("n-version") {
+                let own = own_database(run);
+                let version =
+                    versions::digest(drill, copy, key, &own).map_err(|error| crashed(copy, error))?;
+                run.version = Some(version);
+            }
             promote_for_locked(run, copy, point, key, &mut seen)?;
             check_of_users(run, copy)?;
         }
@@ -126,9 +141,23 @@ fn go_to_stop(run: &mut Run<'_>, copy: &mut Copy, plan: &Plan, at: usize) -> Res
     copy.stop()?;
     let opens_at = opens_at(plan, at);
     let timeout = drill.profile.replay_timeout;
+    if at == 0 {
+        run.mark("server-started");
+    }
     let reached = copy
         .spawn(plan, at)
         .and_then(|()| copy.wait_for_stop(opens_at, timeout, drill.abort));
+    if at == 0
+        && let Ok(reached) = &reached
+    {
+        run.mark_before("sessions-accepted", reached.replay);
+        run.mark("target-reached");
+        // The copy has answered a session there; what else has to be ready is waited for below.
+        let time = reached.time.as_deref().and_then(|time| time.parse().ok());
+        if let Some(time) = time {
+            run.mark_commit("recovered-commit", time);
+        }
+    }
     let quarantine = record_quarantine(run, copy);
     let Some(facts) = run.facts.target.stops.get_mut(at) else {
         return Ok(());
@@ -167,7 +196,7 @@ fn go_to_stop(run: &mut Run<'_>, copy: &mut Copy, plan: &Plan, at: usize) -> Res
 }
 
 /// The end of the archived WAL is no recovery target: the copy opens there.
-fn opens_at(plan: &Plan, at: usize) -> Option<Lsn> {
+pub(crate) fn opens_at(plan: &Plan, at: usize) -> Option<Lsn> {
     plan.stops
         .get(at)
         .filter(|stop| stop.target.target == Target::Latest)
@@ -183,11 +212,14 @@ fn plant_row_change(
     point: Option<&Point>,
 ) -> Result<()> {
     let mut candidates = Vec::new();
-    for database in point.map(|point| point.databases.as_slice()).unwrap_or_default() {
-        candidates.extend(fault::candidates(
-            &copy.conninfo(&database.database),
-            &database.database,
-        )?);
+    let mut names: Vec<String> = point
+        .map(|point| point.databases.iter().map(|each| each.database.clone()).collect())
+        .unwrap_or_default();
+    if names.is_empty() {
+        names.push(own_database(run));
+    }
+    for name in &names {
+        candidates.extend(fault::candidates(&copy.conninfo(name), name)?);
     }
     copy.stop()?;
     let what = fault::change_one_row(copy.data(), &candidates, backup.data_checksum_version != 0)?;
@@ -248,15 +280,31 @@ fn look_at_stop(
     Ok(())
 }
 
+/// What the copy holds of the standing markers around a point of the past.
+fn look_at_markers(run: &mut Run<'_>, copy: &Copy) {
+    let (Some(database), Some(point)) = (run.markers_in.clone(), run.facts.point.as_mut()) else {
+        return;
+    };
+    let ids: Vec<String> = point.markers.iter().map(|marker| marker.id.clone()).collect();
+    if !ids.is_empty()
+        && let Ok(seen) = markers_of(copy, &database, &ids)
+    {
+        standing::look(&mut point.markers, &seen);
+    }
+    let check = standing::judge(&point.markers);
+    run.facts.checks.push(check);
+}
+
 fn read_markers(copy: &Copy, point: &Point) -> Result<Markers, String> {
-    let database = &point.facts.database;
+    let id = &point.facts.marker;
+    let ids = ["", "_before", "_after", "_sentinel"].map(|suffix| format!("{id}{suffix}"));
+    markers_of(copy, &point.facts.database, &ids)
+}
+
+fn markers_of(copy: &Copy, database: &str, ids: &[String]) -> Result<Markers, String> {
     let read = || -> Result<Markers> {
         let mut session = rows::connect(&copy.conninfo(database), database, Duration::from_secs(60))?;
-        let id = &point.facts.marker;
-        let ids: Vec<String> = ["", "_before", "_after", "_sentinel"]
-            .iter()
-            .map(|suffix| Session::literal(&format!("{id}{suffix}")))
-            .collect();
+        let ids: Vec<String> = ids.iter().map(|id| Session::literal(id)).collect();
         let sql = format!(
             "SELECT id, nonce FROM pgproof.drill_marker WHERE id IN ({})",
             ids.join(", ")
@@ -367,7 +415,7 @@ fn conclude(run: &mut Run<'_>, point: Option<&Point>, mut seen: Seen) {
         run.facts
             .checks
             .push(checks::bracket(&point.facts, &seen.markers));
-        if run.drill.profile.checks.iter().any(|id| id == "row-proof") {
+        if run.drill.profile.asks_for("row-proof") {
             seen.proof
                 .tables
                 .sort_by(|a, b| (&a.database, &a.table).cmp(&(&b.database, &b.table)));
@@ -378,11 +426,17 @@ fn conclude(run: &mut Run<'_>, point: Option<&Point>, mut seen: Seen) {
             run.facts.checks.push(checks::sequences(&seen.proof));
             run.facts.row_proof = Some(seen.proof);
         }
-    } else if run.drill.profile.checks.iter().any(|id| id == "row-proof")
+        let own = own_database(run);
+        own_checks::count_rows(run, &own);
+    } else if run.drill.profile.asks_for("row-proof")
         && let Some(draft) = checks::draft("row-proof")
     {
         let why = "a row proof exists only for a point that the drill makes itself";
         run.facts.checks.push(draft.not_run(why));
+    }
+    if point.is_none() {
+        let own = own_database(run);
+        own_checks::count_rows(run, &own);
     }
     if let Some(rto) = &mut run.facts.rto {
         rto.checks_ms += seen.checks.as_millis() as u64;

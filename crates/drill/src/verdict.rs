@@ -8,8 +8,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{
-    Check, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState, StopOutcome,
+    Check, CheckDetail, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState,
+    StepOutcome, StopOutcome,
 };
+use crate::objectives;
+use crate::standing;
+use crate::versions;
 
 /// Stable codes of reasons. A code never changes its meaning.
 pub mod code {
@@ -45,6 +49,20 @@ pub mod code {
     pub const RTO_AT_RISK: &str = "rto-at-risk";
     /// More would have been lost than the objective allows.
     pub const RPO_EXCEEDED: &str = "rpo-exceeded";
+    /// Another objective was missed.
+    pub const OBJECTIVE_EXCEEDED: &str = "objective-exceeded";
+    /// Another objective was met, beyond its warning threshold.
+    pub const OBJECTIVE_AT_RISK: &str = "objective-at-risk";
+    /// A gate said no-go before anything was restored.
+    pub const GATE_CLOSED: &str = "gate-closed";
+    /// A gate could not be looked at, or warned.
+    pub const GATE_DOUBTFUL: &str = "gate-doubtful";
+    /// The run did not keep to the plan that was registered.
+    pub const PLAN_DEVIATES: &str = "plan-deviates";
+    /// A step took longer than its limit.
+    pub const STEP_TOO_SLOW: &str = "step-too-slow";
+    /// A step succeeded only when it was made again.
+    pub const STEP_RETRIED: &str = "step-retried";
     /// Replay paused because the copy's settings were too low.
     pub const PAUSED_BY_PARAMETER_CHANGE: &str = "paused-by-parameter-change";
     /// Recovery ended, and the server opened, before the target.
@@ -63,6 +81,24 @@ pub mod code {
     pub const COLLATION_MISMATCH: &str = "collation-mismatch";
     /// A check of the user's own gave another answer.
     pub const CHECK_FAILED: &str = "check-failed";
+    /// Rows of the copy refer to nothing.
+    pub const ORPHANS_FOUND: &str = "orphans-found";
+    /// The newest row is older than it may be.
+    pub const DATA_STALE: &str = "data-stale";
+    /// An index is missing or not valid.
+    pub const INDEX_INVALID: &str = "index-invalid";
+    /// Production and copy count other numbers of rows at the same LSN.
+    pub const ROW_COUNTS_DIFFER: &str = "row-counts-differ";
+    /// An endpoint did not answer, or not as expected.
+    pub const ENDPOINT_UNHEALTHY: &str = "endpoint-unhealthy";
+    /// A program ended with another code, or not in time.
+    pub const COMMAND_FAILED: &str = "command-failed";
+    /// A test failed.
+    pub const TESTS_FAILED: &str = "tests-failed";
+    /// Answers came too slowly.
+    pub const ANSWERS_TOO_SLOW: &str = "answers-too-slow";
+    /// The same point recovered from two backups holds other rows.
+    pub const VERSIONS_DIFFER: &str = "versions-differ";
     /// A check warned.
     pub const CHECK_WARNED: &str = "check-warned";
     /// A check was not made.
@@ -177,9 +213,13 @@ pub struct Verdict {
 pub fn judge(facts: &Facts) -> Verdict {
     let mut reasons = Reasons(Vec::new());
     judge_failure(facts, &mut reasons);
+    judge_gates(facts, &mut reasons);
+    judge_steps(facts, &mut reasons);
     judge_stops(facts, &mut reasons);
     judge_checks(facts, &mut reasons);
     judge_rows_again(facts, &mut reasons);
+    judge_markers_again(facts, &mut reasons);
+    judge_versions_again(facts, &mut reasons);
     judge_objectives_again(facts, &mut reasons);
     judge_quarantine(facts, &mut reasons);
     judge_teardown(facts, &mut reasons);
@@ -234,6 +274,65 @@ fn judge_failure(facts: &Facts, reasons: &mut Reasons) {
         text.push_str(detail);
     }
     reasons.add(weight, &failure.code, None, text);
+}
+
+/// A gate that is closed is an observation where the profile does not call it blocking; where it does, nothing was
+/// restored, and nobody can tell.
+fn judge_gates(facts: &Facts, reasons: &mut Reasons) {
+    for gate in &facts.gates {
+        let text = format!(
+            "Gate \"{}\": the limit is {}; {}.",
+            gate.id, gate.limit, gate.actual
+        );
+        let weight = if gate.blocking && gate.is_no_go() {
+            Weight::Doubt
+        } else {
+            Weight::Observation
+        };
+        match gate.result {
+            CheckResult::Pass | CheckResult::NotRun => {}
+            CheckResult::Fail => reasons.add(weight, code::GATE_CLOSED, None, text),
+            // The check of the same name says it where the drill got that far.
+            CheckResult::Warn if matches!(gate.id.as_str(), "isolation" | "page-checksums") => {}
+            CheckResult::Warn | CheckResult::CouldNotLook => {
+                reasons.add(weight, code::GATE_DOUBTFUL, None, text);
+            }
+        }
+    }
+    if let Some(registration) = facts
+        .registration
+        .as_ref()
+        .filter(|each| !each.deviations.is_empty())
+    {
+        let text = format!(
+            "The run did not keep to the plan that was registered as {}: {}.",
+            registration.id,
+            registration.deviations.join("; ")
+        );
+        reasons.add(Weight::Observation, code::PLAN_DEVIATES, None, text);
+    }
+}
+
+/// A second try, or a step beyond its limit, is something to know.
+fn judge_steps(facts: &Facts, reasons: &mut Reasons) {
+    for step in &facts.steps {
+        if step.outcome == StepOutcome::Done && !step.retries.is_empty() {
+            let first = step.retries.first().map_or("", |retry| retry.message.as_str());
+            let text = format!(
+                "Step \"{}\" succeeded at try {}: {first}.",
+                step.id,
+                step.retries.len() + 1
+            );
+            reasons.add(Weight::Observation, code::STEP_RETRIED, None, text);
+        }
+        if let Some(limit) = step.limit_ms.filter(|limit| step.duration_ms > *limit) {
+            let text = format!(
+                "Step \"{}\" took {} ms, its limit is {limit} ms.",
+                step.id, step.duration_ms
+            );
+            reasons.add(Weight::Observation, code::STEP_TOO_SLOW, None, text);
+        }
+    }
 }
 
 /// A stop that was not reached is never silent, whatever the checks say.
@@ -299,6 +398,8 @@ fn judge_checks(facts: &Facts, reasons: &mut Reasons) {
                 reasons.add(Weight::Observation, given.unwrap_or(code::CHECK_WARNED), id, text);
             }
             CheckResult::Fail => reasons.add(Weight::Failure, given.unwrap_or(code::CHECK_FAILED), id, text),
+            // What the profile accepts is said in the report's section on what is not proved.
+            CheckResult::NotRun if objectives.may_be_not_run.contains(&check.id) => {}
             CheckResult::NotRun => {
                 let weight = if required {
                     Weight::Doubt
@@ -380,8 +481,61 @@ fn judge_rows_again(facts: &Facts, reasons: &mut Reasons) {
     }
 }
 
+/// Computes the result of the standing markers again.
+fn judge_markers_again(facts: &Facts, reasons: &mut Reasons) {
+    let Some(point) = facts.point.as_ref() else { return };
+    let recorded = facts.check("standing-markers").map(|check| check.result);
+    if recorded == Some(CheckResult::Pass) && standing::judge(&point.markers).result != CheckResult::Pass {
+        let text = "The standing markers are recorded as PASS, but the recorded markers do not show it.";
+        reasons.add(
+            Weight::Failure,
+            code::EVIDENCE_CONTRADICTS,
+            Some("standing-markers"),
+            text,
+        );
+    }
+}
+
+/// Compares the two versions again, by their recorded digests.
+fn judge_versions_again(facts: &Facts, reasons: &mut Reasons) {
+    let Some(check) = facts
+        .check("n-version")
+        .filter(|check| check.result == CheckResult::Pass)
+    else {
+        return;
+    };
+    let holds = match &check.detail {
+        Some(CheckDetail::Versions(detail)) => versions::judge(detail.clone()).result == CheckResult::Pass,
+        _ => false,
+    };
+    if !holds {
+        let text = "The versions are recorded as equal, but the recorded digests do not show it.";
+        reasons.add(
+            Weight::Failure,
+            code::EVIDENCE_CONTRADICTS,
+            Some("n-version"),
+            text,
+        );
+    }
+}
+
 /// Computes the objectives' results again from the measurements.
 fn judge_objectives_again(facts: &Facts, reasons: &mut Reasons) {
+    for clock in &facts.clocks {
+        if let Some(why) = objectives::contradiction(clock, facts) {
+            let text = format!("Objective \"{}\" of profile {}: {why}.", clock.id, clock.profile);
+            reasons.add(
+                Weight::Failure,
+                code::EVIDENCE_CONTRADICTS,
+                Some(&clock.check),
+                text,
+            );
+        }
+    }
+    if !facts.clocks.is_empty() {
+        return;
+    }
+    // Facts of older drills have no clocks.
     let passed = |id: &str| {
         facts
             .check(id)

@@ -15,6 +15,8 @@ fn check(id: &str, result: CheckResult, reason: Option<&str>) -> Check {
         result,
         reason: reason.map(Into::into),
         duration_ms: 1,
+        category: None,
+        detail: None,
     }
 }
 
@@ -34,7 +36,7 @@ fn digest(rows: u64, digest: &str) -> Side {
 }
 
 /// Facts of a drill in which everything is as it should be.
-fn good() -> Facts {
+pub(crate) fn good() -> Facts {
     let now: Timestamp = "2026-01-25T14:30:00Z".parse().expect("a time");
     Facts {
         version: FACTS_VERSION,
@@ -58,6 +60,7 @@ fn good() -> Facts {
             rpo_seconds: Some(300),
             required_checks: vec!["target".into(), "bracket".into(), "row-proof".into()],
             requested_checks: vec!["page-checksums".into(), "amcheck".into()],
+            ..Objectives::default()
         },
         people: People::default(),
         started_at: now,
@@ -87,6 +90,8 @@ fn good() -> Facts {
             commits: 3,
             exact: true,
             method: "WAL".into(),
+            newest_commit_at: None,
+            newest_kept_commit_at: None,
         }),
         bracket: None,
         row_proof: Some(RowProof {
@@ -132,6 +137,12 @@ fn good() -> Facts {
         failure: None,
         planted_faults: vec![],
         limits: vec![],
+        profiles: vec![],
+        registration: None,
+        gates: vec![],
+        instants: vec![],
+        clocks: vec![],
+        point: None,
     }
 }
 
@@ -403,4 +414,141 @@ fn exit_codes_are_those_of_the_design() {
     .map(Status::exit_code)
     .into();
     assert_eq!(codes, [0, 0, 3, 4, 4]);
+}
+
+fn instant(id: &str, offset_ms: u64) -> InstantFacts {
+    InstantFacts {
+        id: id.into(),
+        at: Timestamp::UNIX_EPOCH,
+        offset_ms: Some(offset_ms),
+    }
+}
+
+/// A drill with a clock of 90 s that took 40 s.
+fn clocked() -> Facts {
+    let mut facts = good();
+    facts.instants = vec![instant("plan-started", 1_000), instant("stabilised", 41_000)];
+    facts.clocks = vec![ClockFacts {
+        id: "rto".into(),
+        profile: "quarterly-pitr".into(),
+        check: "rto".into(),
+        measure: Measure::RecoveryTime,
+        expression: "stabilised - plan-started".into(),
+        target_ms: 90_000,
+        warning_ms: Some(60_000),
+        measured_ms: Some(40_000),
+        result: CheckResult::Pass,
+        reason: None,
+    }];
+    facts
+}
+
+#[test]
+fn a_clock_is_computed_again_from_the_instants() {
+    assert_eq!(judge(&clocked()).status, Status::Passed);
+    let contradicts = |change: fn(&mut Facts)| {
+        let mut facts = clocked();
+        change(&mut facts);
+        let verdict = judge(&facts);
+        assert_eq!(verdict.status, Status::Failed, "{:?}", verdict.reasons);
+        assert_eq!(verdict.reasons[0].code, code::EVIDENCE_CONTRADICTS);
+    };
+    contradicts(|facts| facts.instants[1].offset_ms = Some(141_000));
+    contradicts(|facts| facts.instants.truncate(1));
+    contradicts(|facts| facts.clocks[0].measured_ms = Some(1));
+    contradicts(|facts| facts.clocks[0].target_ms = 30_000);
+    contradicts(|facts| facts.checks.retain(|check| check.id != "rto"));
+    contradicts(|facts| {
+        let value = serde_json::json!({ "objectives": [{
+            "id": "rto", "measure": "recovery-time", "expression": "stabilised - plan-started",
+            "target": { "secs": 60, "nanos": 0 }, "warning": null,
+        }] });
+        facts.profiles = vec![ProfileFacts {
+            name: "quarterly-pitr".into(),
+            source: "built-in".into(),
+            extends: vec![],
+            digest: String::new(),
+            value,
+            objectives_only: false,
+        }];
+    });
+}
+
+fn gate(result: CheckResult, blocking: bool) -> GateFacts {
+    GateFacts {
+        id: "backup-age".into(),
+        title: "Age of the newest backup".into(),
+        limit: "less than 26 h".into(),
+        actual: "27 h".into(),
+        result,
+        blocking,
+        hint: None,
+    }
+}
+
+#[test]
+fn a_closed_gate_is_an_observation_and_a_blocking_one_leaves_everything_open() {
+    let of = |result: CheckResult, blocking: bool| {
+        let mut facts = good();
+        facts.gates = vec![gate(result, blocking)];
+        judge(&facts).status
+    };
+    assert_eq!(of(CheckResult::Pass, true), Status::Passed);
+    assert_eq!(of(CheckResult::NotRun, true), Status::Passed);
+    assert_eq!(of(CheckResult::Fail, false), Status::PassedWithObservations);
+    assert_eq!(
+        of(CheckResult::CouldNotLook, false),
+        Status::PassedWithObservations
+    );
+    assert_eq!(of(CheckResult::Fail, true), Status::Inconclusive);
+    assert_eq!(of(CheckResult::CouldNotLook, true), Status::Inconclusive);
+}
+
+#[test]
+fn a_second_try_and_a_slow_step_are_observations() {
+    let step = |limit_ms: Option<u64>, retries: Vec<RetryFacts>| {
+        let mut facts = good();
+        facts.steps.push(StepFacts {
+            id: "restore".into(),
+            title: "Restore".into(),
+            started_at: Timestamp::UNIX_EPOCH,
+            duration_ms: 5_000,
+            outcome: StepOutcome::Done,
+            detail: None,
+            error_code: None,
+            expected_ms: None,
+            limit_ms,
+            retries,
+        });
+        let verdict = judge(&facts);
+        (
+            verdict.status,
+            verdict.reasons.first().map(|reason| reason.code.clone()),
+        )
+    };
+    assert_eq!(step(Some(5_000), vec![]).0, Status::Passed);
+    let observed = |code: &str| (Status::PassedWithObservations, Some(code.to_string()));
+    assert_eq!(step(Some(4_999), vec![]), observed(code::STEP_TOO_SLOW));
+    let retry = RetryFacts {
+        error_code: "store-failing".into(),
+        message: "the store failed".into(),
+        duration_ms: 10,
+    };
+    assert_eq!(step(None, vec![retry]), observed(code::STEP_RETRIED));
+}
+
+#[test]
+fn what_the_profile_accepts_as_not_run_is_no_observation_and_nothing_else_is_accepted() {
+    let of = |result: CheckResult, accepted: bool| {
+        let mut facts = good();
+        set(&mut facts, "amcheck", result, None);
+        if accepted {
+            facts.objectives.may_be_not_run = vec!["amcheck".into()];
+        }
+        judge(&facts).status
+    };
+    assert_eq!(of(CheckResult::NotRun, true), Status::Passed);
+    assert_eq!(of(CheckResult::NotRun, false), Status::PassedWithObservations);
+    assert_eq!(of(CheckResult::CouldNotLook, true), Status::Inconclusive);
+    assert_eq!(of(CheckResult::Fail, true), Status::Failed);
 }

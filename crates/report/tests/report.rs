@@ -1,7 +1,8 @@
-//! Claims about the report, made of facts that real drills recorded (`tests/facts`; only paths were
-//! shortened).
+//! Claims about the report, made of facts that real drills recorded (`tests/facts`; only paths were shortened).
 
-use drill::{Facts, Status, judge};
+use drill::{Facts, Status, Verdict, judge};
+use report::Circumstances;
+use serde_json::Value;
 
 fn facts(name: &str) -> Facts {
     let path = format!("{}/tests/facts/{name}.json", env!("CARGO_MANIFEST_DIR"));
@@ -9,72 +10,225 @@ fn facts(name: &str) -> Facts {
     serde_json::from_str(&text).expect("facts that this version reads")
 }
 
-fn report(name: &str) -> (Status, String) {
+fn judged(name: &str) -> (Facts, Verdict) {
     let facts = facts(name);
     let verdict = judge(&facts);
-    (verdict.status, report::markdown(&facts, &verdict))
+    (facts, verdict)
+}
+
+fn report(name: &str) -> (Status, String) {
+    let (facts, verdict) = judged(name);
+    (
+        verdict.status,
+        report::markdown(&facts, &verdict, &Circumstances::default()),
+    )
+}
+
+/// Without the marks that name sources.
+fn unmarked(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("[^") {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let end = rest.find(']').map_or(rest.len(), |end| end + 1);
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
 }
 
 const ALL: [&str; 4] = ["passed", "wal-missing", "past-point", "rows-differ"];
 
-/// The headings of the drill report template, in its order.
-const TEMPLATE: [&str; 12] = [
+/// The drill report template that teams fill in by hand: its headings and the columns of its tables, in its order.
+const TEMPLATE: [&str; 20] = [
     "# PITR Restore Drill Report",
     "## Summary",
+    "| Field | Value |",
     "## Timing",
+    "| Metric | Value | Target |",
     "## Backup Artifacts Used",
+    "| Artifact | Filename | Size | Age |",
     "## Validation Results",
     "### Health Checks",
+    "| Check | Pre-Drill | Post-Drill | Pass |",
     "### Data Integrity",
+    "| Table | Pre-Drill Count | Post-Drill Count | Variance | Pass |",
     "### Service Status",
+    "| Service | Status | Pass |",
     "### Smoke Tests",
+    "| Test | Result |",
     "## Issues Encountered",
     "## Observations",
     "## Follow-Up Actions",
+    "| Action | Owner | Due Date | Status |",
+];
+
+/// Its rows that have a fixed name, with their table's place among [`TEMPLATE`].
+const TEMPLATE_ROWS: [&str; 24] = [
+    "**Drill ID**",
+    "**Date (UTC)**",
+    "**Status**",
+    "**Environment**",
+    "**Primary Operator**",
+    "**Secondary Reviewer**",
+    "Drill start (UTC)",
+    "Drill end (UTC)",
+    "Total duration",
+    "Restore duration",
+    "Service stabilization",
+    "**RTO achieved**",
+    "Base backup",
+    "WAL archive",
+    "Recovery target",
+    "`/healthz` status",
+    "`/healthz` db_connected",
+    "`/readyz` status",
+    "`/readyz` migrations_current",
+    "db",
+    "api",
+    "web",
+    "jobs",
+    "Overall",
+];
+
+/// The full report that auditors know, likewise.
+const RECORD: [&str; 59] = [
+    "# Disaster Recovery Restore Drill Report",
+    "**Document ID:**",
+    "**Version:**",
+    "**Drill Date:**",
+    "**Owner:**",
+    "## 1. Executive Summary",
+    "### 1.1 Drill Outcome:",
+    "| Metric | Target | Actual | Status |",
+    "| RTO (Recovery Time Objective) |",
+    "| RPO (Recovery Point Objective) |",
+    "| Data Integrity |",
+    "| Service Restoration |",
+    "## 2. Drill Scope",
+    "### 2.1 Systems Tested",
+    "| System | Backup Type | Backup Location | Frequency |",
+    "### 2.2 Drill Type",
+    "### 2.3 Participants",
+    "| Role | Name | Responsibility |",
+    "## 3. Drill Timeline",
+    "### 3.1 Preparation Phase",
+    "| Time | Action | Status |",
+    "### 3.2 Execution Phase",
+    "| Time | Action | Duration | Status |",
+    "### 3.3 Post-Drill Phase",
+    "| Time | Action | Status |",
+    "## 4. Detailed Results",
+    "### 4.1 Database Restoration",
+    "| Metric | Value |",
+    "| Total database recovery |",
+    "### 4.2 Application Restoration",
+    "| Component | Deploy Time | Healthy Pods |",
+    "### 4.3 Data Integrity Verification",
+    "| Check | Expected | Actual | Status |",
+    "### 4.4 Functionality Testing",
+    "| Test Category | Tests Run | Passed | Failed |",
+    "| Endpoint | Target p95 | Actual p95 | Status |",
+    "## 5. Issues Identified",
+    "### 5.1 Minor Issues (Did Not Impact RTO)",
+    "| Issue | Impact | Resolution | Action Item |",
+    "### 5.2 Observations",
+    "## 6. Recommendations",
+    "### 6.1 Immediate Actions (Before Next Drill)",
+    "| Priority | Action | Owner | Due Date |",
+    "### 6.2 Long-Term Improvements",
+    "| Improvement | Benefit | Effort | Priority |",
+    "## 7. Compliance & Audit",
+    "### 7.1 Drill Requirements",
+    "| Requirement | Frequency | Last Completed | Next Due |",
+    "### 7.2 Audit Evidence",
+    "| Evidence Type | Location | Retention |",
+    "### 7.3 Sign-Off",
+    "| Role | Name | Signature | Date |",
+    "## 8. Appendix",
+    "### 8.1 Backup Configuration Reference",
+    "### 8.2 RTO/RPO Definitions",
+    "| Metric | Definition | Our Target |",
+    "### 8.3 Related Documents",
+    "### Document History",
+    "| Version | Date | Author | Changes |",
 ];
 
 #[test]
-fn every_heading_of_the_template_is_there_in_its_order() {
+fn headings_and_columns_are_those_of_the_template_and_nothing_stands_between() {
     for name in ALL {
         let (_, text) = report(name);
-        let mut from = 0;
-        for heading in TEMPLATE {
-            let line = format!("{heading}\n");
-            let found = text.get(from..).and_then(|rest| rest.find(&line));
-            let at = found.unwrap_or_else(|| panic!("{name}: \"{heading}\" is missing or misplaced"));
-            from += at + line.len();
+        let text = unmarked(&text);
+        let first = text
+            .split("\n---\n")
+            .next()
+            .expect("the template ends with a rule");
+        // Headings, and the first line of each table.
+        let lines: Vec<&str> = first.lines().collect();
+        let is_head = |at: usize| {
+            let line = lines[at];
+            line.starts_with('#')
+                || (line.starts_with('|') && lines.get(at + 1).is_some_and(|it| it.starts_with("|---")))
+        };
+        let found: Vec<&str> = (0..lines.len())
+            .filter(|at| is_head(*at))
+            .map(|at| lines[at])
+            .collect();
+        assert_eq!(found, TEMPLATE, "{name}");
+        for row in TEMPLATE_ROWS {
+            assert!(first.contains(&format!("\n| {row} |")), "{name}: row {row}");
         }
-        assert!(text.contains("*Report generated: 2026-11-20T"), "{name}");
-        assert!(text.contains("*Next scheduled drill: "), "{name}");
+        let (_, rest) = text.split_once("\n---\n\n").expect("closing lines");
+        let closing: Vec<&str> = rest.lines().take(2).collect();
+        assert!(
+            closing[0].starts_with("*Report generated: 2026-11-20T") && closing[0].ends_with("Z*"),
+            "{closing:?}"
+        );
+        assert!(closing[1].starts_with("*Next scheduled drill: "), "{closing:?}");
     }
 }
 
 #[test]
-fn the_template_s_rows_and_columns_are_there() {
-    let (_, text) = report("passed");
-    for line in [
-        "| Field | Value |",
-        "| Metric | Value | Target |",
-        "| Artifact | Filename | Size | Age |",
-        "| Check | Pre-Drill | Post-Drill | Pass |",
-        "| Table | Pre-Drill Count | Post-Drill Count | Variance | Pass |",
-        "| Service | Status | Pass |",
-        "| Test | Result |",
-        "| Action | Owner | Due Date | Status |",
-    ] {
-        assert!(text.contains(&format!("\n{line}\n")), "{line}");
+fn the_record_of_the_second_part_has_every_section_and_table_in_order() {
+    for name in ALL {
+        let (_, text) = report(name);
+        let text = unmarked(&text);
+        let mut from = 0;
+        for part in RECORD {
+            let found = text.get(from..).and_then(|rest| rest.find(part));
+            let at = found.unwrap_or_else(|| panic!("{name}: \"{part}\" is missing or misplaced"));
+            from += at + part.len();
+        }
+        for part in [
+            "## 9. What This Does Not Prove",
+            "## 10. Proof",
+            "## 12. PITR Record",
+        ] {
+            assert!(text.contains(&format!("\n{part}\n")), "{name}: {part}");
+        }
     }
-    for row in [
-        "**Drill ID**",
-        "**Date (UTC)**",
-        "**Status**",
-        "**Environment**",
-        "**Primary Operator**",
-        "**RTO achieved**",
-    ] {
-        assert!(text.contains(&format!("| {row} |")), "{row}");
+}
+
+#[test]
+fn no_placeholder_is_left() {
+    for name in ALL {
+        let (_, text) = report(name);
+        for placeholder in [
+            "[Name]",
+            "[Pending]",
+            "[Date]",
+            "XX",
+            "YYYY",
+            "HH:MM",
+            "TODO",
+            "TBD",
+            "[Link]",
+            "<!--",
+        ] {
+            assert!(!text.contains(placeholder), "{name}: {placeholder}");
+        }
     }
-    assert!(text.contains("| `shop.workload.account` | 200 | 200 | 0 | YES |"));
 }
 
 #[test]
@@ -104,16 +258,109 @@ fn no_table_is_broken_and_no_cell_is_empty() {
     }
 }
 
+/// `facts.json` as it is kept.
+fn kept(facts: &Facts, verdict: &Verdict) -> Value {
+    drill::document(facts, verdict)
+}
+
+#[test]
+fn every_pointer_of_markdown_and_html_resolves_into_the_facts() {
+    for name in ALL {
+        let (facts, verdict) = judged(name);
+        let kept = kept(&facts, &verdict);
+        let resolves = |pointer: &str| {
+            assert!(
+                kept.pointer(pointer).is_some(),
+                "{name}: {pointer} is not in facts.json"
+            );
+        };
+        let document = report::document(&facts, &verdict, &Circumstances::default());
+        let mut pointers = 0;
+        for text in document.texts() {
+            for from in &text.from {
+                resolves(from);
+                pointers += 1;
+            }
+        }
+        assert!(pointers > 100, "{name}: {pointers}");
+
+        // The same in what is printed: each mark has a note, and each note's pointers resolve.
+        let markdown = report::markdown(&facts, &verdict, &Circumstances::default());
+        let mut noted = 0;
+        for line in markdown.lines().filter(|line| line.starts_with("[^")) {
+            let (_, places) = line.split_once(": ").expect("a note");
+            for place in places.split(", ") {
+                resolves(place.trim_matches('`'));
+                noted += 1;
+            }
+        }
+        assert!(noted > 100, "{name}: {noted}");
+        let html = report::html(&facts, &verdict, &Circumstances::default());
+        let mut titles = 0;
+        for (before, after) in [(" title=\"", "\""), ("<title>/", "</title>")] {
+            for part in html.split(before).skip(1) {
+                let title = part.split(after).next().expect("its end");
+                let title = if before.starts_with('<') {
+                    format!("/{title}")
+                } else {
+                    title.to_owned()
+                };
+                for pointer in title.split(' ').filter(|it| !it.is_empty()) {
+                    resolves(pointer);
+                    titles += 1;
+                }
+            }
+        }
+        assert!(titles > 100, "{name}: {titles}");
+    }
+}
+
+#[test]
+fn a_number_without_a_source_is_said_nowhere() {
+    // Words of the document's own that hold digits and no measurement.
+    let allowed = |text: &str| {
+        text == "T-0"
+            || text.starts_with("before T-0")
+            || text.starts_with(|c: char| c.is_ascii_digit())
+            || [
+                "SOC 2",
+                "ISO ",
+                "NIST",
+                "DORA",
+                "HIPAA",
+                "SHA-256",
+                "BLAKE3",
+                "within 1 hour",
+                "T-0)",
+                "P1",
+            ]
+            .iter()
+            .any(|word| text.contains(word))
+    };
+    for name in ALL {
+        let (facts, verdict) = judged(name);
+        let document = report::document(&facts, &verdict, &Circumstances::default());
+        for text in document.texts() {
+            let said = text.from.is_empty() && text.text.chars().any(|c| c.is_ascii_digit());
+            assert!(!said || allowed(&text.text), "{name}: {:?}", text.text);
+        }
+    }
+}
+
 #[test]
 fn what_was_not_looked_at_is_never_printed_as_a_yes() {
     let (status, text) = report("wal-missing");
+    let text = unmarked(&text);
     assert_eq!(status, Status::Failed);
-    assert!(text.contains("`wal-missing`: cluster \"main\" cannot be recovered"));
-    assert!(text.contains("| `row-proof` |") && text.contains("**NOT RUN**"));
+    assert!(
+        text.contains("- `wal-missing` cluster \"main\" cannot be recovered"),
+        "{text}"
+    );
     assert!(
         text.contains("| all tables | - | - | NOT RUN: the drill ended early in step \"plan\" | NOT RUN |")
     );
     assert!(text.contains("| Drill again after the fix | not assigned | 2026-12-04 | open |"));
+    assert!(text.contains("*Next scheduled drill: 2026-12-04 (Q4 2026)*"));
     for (number, line) in text.lines().enumerate() {
         assert!(
             !(line.contains("NOT RUN") && line.contains("| YES |")),
@@ -124,9 +371,31 @@ fn what_was_not_looked_at_is_never_printed_as_a_yes() {
 }
 
 #[test]
+fn a_failed_drill_answers_what_it_means_for_production() {
+    let (_, text) = report("wal-missing");
+    let text = unmarked(&text);
+    assert!(text.contains("## 11. Production Impact Assessment"));
+    let row = |question: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("| {question}")));
+        line.unwrap_or_else(|| panic!("{question} is not answered"))
+            .to_owned()
+    };
+    assert!(row("Is production using the same backup scripts?").contains("| Yes: "));
+    assert!(
+        row("Are production WAL archives healthy?").contains("| No: cluster \"main\" cannot be recovered")
+    );
+    assert!(row("Is there a workaround").contains("escalate as P1"));
+    let (_, passed) = report("passed");
+    assert!(!passed.contains("Production Impact Assessment"));
+}
+
+#[test]
 fn a_changed_row_is_shown_with_its_table_and_without_its_content() {
     let (status, text) = report("rows-differ");
     assert_eq!(status, Status::Failed);
+    let text = unmarked(&text);
     assert!(text.contains("| `postgres.public.still` | 500 | 500 | 0, but other content | NO |"));
     assert!(text.contains("This was a drill of the drill"));
 }
@@ -140,8 +409,41 @@ fn a_point_of_the_past_says_why_it_has_no_row_proof() {
 }
 
 #[test]
+fn a_status_is_unsigned_until_two_people_have_signed() {
+    let (facts, verdict) = judged("passed");
+    let mut beside = Circumstances::default();
+    let status = |beside: &Circumstances| {
+        let text = unmarked(&report::markdown(&facts, &verdict, beside));
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("| **Status** |"))
+            .expect("a status");
+        line.to_owned()
+    };
+    assert_eq!(status(&beside), "| **Status** | **PASSED (unsigned)** |");
+    for (role, name) in [
+        (drill::sign_off::SignerRole::Operator, "ada"),
+        (drill::sign_off::SignerRole::Reviewer, "bob"),
+    ] {
+        beside.signatures.push(drill::sign_off::Signature {
+            role,
+            signer: name.into(),
+            key: drill::signing::SigningKey::generate().expect("a key").public(),
+            signed_at: facts.started_at,
+            comment: None,
+            vouched: true,
+            file: format!("attestations/{name}.dsse.json"),
+        });
+    }
+    assert_eq!(status(&beside), "| **Status** | **PASSED** |");
+}
+
+#[test]
 fn the_report_is_the_same_each_time() {
     assert_eq!(report("passed"), report("passed"));
+    let (facts, verdict) = judged("passed");
+    let html = || report::html(&facts, &verdict, &Circumstances::default());
+    assert_eq!(html(), html());
 }
 
 #[test]

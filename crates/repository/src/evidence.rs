@@ -4,46 +4,26 @@
 //! manifest of the drill it stands for, so that evidence that was changed, removed or put in later shows.
 //! Links are plain JSON, sealed: whoever can open them can repeat the hashes with common tools.
 
-use aws_lc_rs::digest::{SHA256, digest};
 use diagnostic::{Error, Result};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::container::Kind;
+use crate::evidence_chain::{Addition, Chain, ChainLink, ChainResult, StoredLink, beginning, sha256};
 use crate::names::parse_counter;
 use crate::repository::ClusterRepository;
 use crate::store::{Put, check_name};
-use crate::verify::Finding;
 
 /// The longest name of a drill, in bytes.
 const DRILL_BYTES_MAX: usize = 100;
 /// Other drills that may be faster when a link is appended.
 const APPENDS_TRIED: u32 = 1000;
 
-/// One link of the chain over all evidence.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChainLink {
-    version: u32,
-    /// From 1, without gaps.
-    pub number: u32,
-    /// SHA-256 of the bytes of the link before, hexadecimal; for the first one of the chain's beginning.
-    pub previous: String,
-    pub drill: String,
-    /// SHA-256 of the drill's manifest, hexadecimal.
-    pub manifest: String,
-    pub at: Timestamp,
-}
+/// How the names of registrations begin; no drill's does.
+const REGISTRATION: &str = "registered_";
 
-/// What looking at the chain found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ChainResult {
-    pub links: u32,
-    /// What is wrong, nothing if the chain is whole.
-    pub findings: Vec<Finding>,
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    crate::hex::encode(digest(&SHA256, bytes).as_ref())
+/// The name of a registration that is made now: `registered_YYYYMMDDTHHMMSS.ffffffZ`.
+pub fn registration_id(now: Timestamp) -> String {
+    format!("{REGISTRATION}{}", now.strftime("%Y%m%dT%H%M%S.%6fZ"))
 }
 
 impl ClusterRepository {
@@ -85,7 +65,16 @@ impl ClusterRepository {
 
     /// The drills that have evidence, sorted.
     pub fn list_drills(&self) -> Result<Vec<String>> {
-        self.store().list_folders(&self.names().evidence())
+        let mut names = self.store().list_folders(&self.names().evidence())?;
+        names.retain(|name| !name.starts_with(REGISTRATION));
+        Ok(names)
+    }
+
+    /// The drills that were registered before they were run, sorted.
+    pub fn list_registrations(&self) -> Result<Vec<String>> {
+        let mut names = self.store().list_folders(&self.names().evidence())?;
+        names.retain(|name| name.starts_with(REGISTRATION));
+        Ok(names)
     }
 
     /// The files of a drill's evidence, sorted.
@@ -103,22 +92,49 @@ impl ClusterRepository {
         format!("{}{number:08}", self.names().evidence_chain())
     }
 
-    /// What the first link names as its predecessor: SHA-256 of `pgproof evidence chain v1`, the repository's
-    /// identifier and the cluster's name.
-    fn chain_beginning(&self) -> String {
-        let mut bytes = b"pgproof evidence chain v1".to_vec();
-        bytes.extend_from_slice(self.repository().id_bytes());
-        bytes.extend_from_slice(self.name().as_bytes());
-        sha256(&bytes)
-    }
-
     /// Appends to the hash chain. `manifest` is the SHA-256 of the drill's manifest.
     pub fn append_link(&self, drill: &str, manifest: [u8; 32], now: Timestamp) -> Result<ChainLink> {
+        self.append(drill, crate::hex::encode(&manifest), None, now)
+    }
+
+    /// Keeps a file that was made after the drill's manifest (a signature, a follow-up), then appends a link that
+    /// names it. `manifest` is the hexadecimal SHA-256 of the drill's manifest. A file that is kept already with
+    /// this content gets its link if a crash has kept it from having one. Errors as
+    /// [`put_evidence`](Self::put_evidence).
+    pub fn add_evidence(
+        &self,
+        drill: &str,
+        manifest: &str,
+        file: &str,
+        bytes: &[u8],
+        now: Timestamp,
+    ) -> Result<ChainLink> {
+        self.put_evidence(drill, file, bytes)?;
+        let addition = Addition {
+            file: file.to_string(),
+            sha256: sha256(bytes),
+        };
+        let linked = self.links()?.into_iter().find(|link| {
+            link.drill == drill && link.manifest == manifest && link.addition.as_ref() == Some(&addition)
+        });
+        match linked {
+            Some(link) => Ok(link),
+            None => self.append(drill, manifest.to_string(), Some(addition), now),
+        }
+    }
+
+    fn append(
+        &self,
+        drill: &str,
+        manifest: String,
+        addition: Option<Addition>,
+        now: Timestamp,
+    ) -> Result<ChainLink> {
         self.evidence_name(drill, "x")?;
         for _ in 0..APPENDS_TRIED {
             let newest = self.newest_numbered(&self.names().evidence_chain())?;
             let (number, previous) = match newest {
-                None => (1, self.chain_beginning()),
+                None => (1, beginning(self.repository().id_bytes(), self.name())),
                 Some((number, name)) => {
                     let link = self
                         .get_small(Kind::Statement, &name)?
@@ -126,13 +142,13 @@ impl ClusterRepository {
                     (number.saturating_add(1), sha256(&link))
                 }
             };
-            let manifest = crate::hex::encode(&manifest);
             let link = ChainLink {
-                version: 1,
+                version: if addition.is_some() { 2 } else { 1 },
                 number,
                 previous,
                 drill: drill.to_string(),
-                manifest,
+                manifest: manifest.clone(),
+                addition: addition.clone(),
                 at: now,
             };
             // Two drills may end at once; the one that comes second appends to the first.
@@ -169,60 +185,36 @@ impl ClusterRepository {
             .collect())
     }
 
-    /// Repeats every hash of the chain. That a drill's evidence still has the manifest that its link names is
-    /// for the caller to compare, who knows which file that is.
-    pub fn verify_chain(&self) -> Result<ChainResult> {
-        let mut findings = Vec::new();
-        let mut expected = Some(self.chain_beginning());
-        let mut next = 1;
-        for (number, name) in self.link_objects()? {
-            let mut bad = |detail: String| {
-                findings.push(Finding {
-                    code: "evidence-chain".into(),
-                    object: name.clone(),
-                    detail,
-                    affects: vec![format!("evidence from link {number} on")],
-                });
-            };
-            if number != next {
-                bad(format!("Link {next} is missing."));
-                expected = None;
-            }
-            next = number.saturating_add(1);
-            let plain = match self.get_small(Kind::Statement, &name) {
-                Ok(Some(plain)) => plain,
-                Ok(None) => {
-                    bad("It was removed while it was looked at.".into());
-                    expected = None;
-                    continue;
-                }
+    /// The chain with the bytes of every link. What is damaged or gone is kept as such; an error means that
+    /// the store could not be asked.
+    pub fn chain(&self) -> Result<Chain> {
+        let mut links = Vec::new();
+        for (number, object) in self.link_objects()? {
+            let plain = match self.get_small(Kind::Statement, &object) {
+                Ok(Some(plain)) => Ok(plain),
+                Ok(None) => Err("It was removed while it was looked at.".to_string()),
                 Err(error) if matches!(error.code(), "object-damaged" | "repository-format") => {
-                    bad(error.detail_text().unwrap_or(error.message()).to_string());
-                    expected = None;
-                    continue;
+                    Err(error.detail_text().unwrap_or(error.message()).to_string())
                 }
                 Err(error) => return Err(error),
             };
-            match serde_json::from_slice::<ChainLink>(&plain) {
-                Ok(link) => {
-                    if link.number != number {
-                        bad(format!("It says that it is link {}.", link.number));
-                    }
-                    if expected
-                        .as_ref()
-                        .is_some_and(|expected| *expected != link.previous)
-                    {
-                        bad("It does not follow from the link before it.".into());
-                    }
-                }
-                Err(error) => bad(format!("It cannot be understood: {error}.")),
-            }
-            expected = Some(sha256(&plain));
+            links.push(StoredLink {
+                number,
+                object,
+                plain,
+            });
         }
-        Ok(ChainResult {
-            links: next - 1,
-            findings,
+        Ok(Chain {
+            repository: self.repository().id(),
+            cluster: self.name().to_string(),
+            links,
         })
+    }
+
+    /// Repeats every hash of the chain. That a drill's evidence still has the manifest that its link names is
+    /// for the caller to compare, who knows which file that is.
+    pub fn verify_chain(&self) -> Result<ChainResult> {
+        Ok(self.chain()?.check())
     }
 }
 
@@ -255,7 +247,12 @@ mod tests {
             .put_evidence("20260815T020003Z-quarterly", "facts.json", b"{ }")
             .unwrap_err();
         assert_eq!(error.code(), "evidence-exists");
+        let registered = registration_id(now());
+        cluster
+            .put_evidence(&registered, "registration.json", b"{}")
+            .unwrap();
         assert_eq!(cluster.list_drills().unwrap(), ["20260815T020003Z-quarterly"]);
+        assert_eq!(cluster.list_registrations().unwrap(), [registered]);
         assert_eq!(
             cluster.list_evidence("20260815T020003Z-quarterly").unwrap(),
             ["facts.json", "logs/server.log"]
@@ -319,6 +316,28 @@ mod tests {
         cluster.store().delete(&name).unwrap();
         cluster.store().put_new(&name, &third).unwrap();
         assert!(cluster.verify_chain().unwrap().findings.is_empty());
+    }
+
+    #[test]
+    fn what_is_added_later_is_linked_once_and_read_back_from_the_chain() {
+        let (_directory, _key, repository) = repository();
+        let cluster = repository.cluster("main").unwrap();
+        let link = cluster.append_link("drill-1", [1; 32], now()).unwrap();
+        let add = |bytes: &[u8]| {
+            cluster.add_evidence("drill-1", &link.manifest, "attestations/x.json", bytes, now())
+        };
+        // Killed between the file and its link, the same command goes on.
+        cluster
+            .put_evidence("drill-1", "attestations/x.json", b"{}")
+            .unwrap();
+        let added = add(b"{}").unwrap();
+        assert_eq!((added.number, added.version), (2, 2));
+        assert_eq!(add(b"{}").unwrap(), added);
+        assert_eq!(add(b"{ }").unwrap_err().code(), "evidence-exists");
+        let chain = cluster.chain().unwrap();
+        assert_eq!(chain.check().findings, []);
+        assert_eq!(chain.readable()[1].0, added);
+        assert_eq!(chain.repository, repository.id());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod claims;
 mod collection;
 mod container;
 mod evidence;
+mod evidence_chain;
 mod expiries;
 mod extents;
 mod file_writer;
@@ -51,7 +52,8 @@ pub use claims::{Claim, Writer};
 pub use collection::{
     CLOCK_TOLERANCE, CONDEMNED_WAIT, Collected, CondemnedPack, LiveRun, Removal, WalObject,
 };
-pub use evidence::{ChainLink, ChainResult};
+pub use evidence::registration_id;
+pub use evidence_chain::{Addition, Chain, ChainLink, ChainResult, StoredLink, first_difference};
 pub use expiries::{ExpiredWal, Expiry, ProtectedBackup, merge_expired};
 pub use identity::{BlockDigest, Identity};
 pub use keys::{RecipientKey, Role};

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::backup::{Backup, PackUse};
 use crate::claims::Claim;
 use crate::container::{self, Container, Kind};
-use crate::evidence::ChainLink;
+use crate::evidence_chain::{Chain, ChainLink};
 use crate::expiries::Expiry;
 use crate::keys::{self, RecipientKey};
 use crate::leaf_builder::apply;
@@ -173,6 +173,7 @@ fn statements(bytes: &[u8]) {
     black_box(json::<Expiry>(bytes));
     black_box(json::<Verification>(bytes));
     black_box(json::<ChainLink>(bytes));
+    black_box(Chain::from_file(bytes).is_ok_and(|chain| chain.check().findings.is_empty()));
 }
 
 /// A JSON object with its checksum made right.

@@ -108,6 +108,47 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     Ok(code)
 }
 
+/// A backup into every copy before a drill, with the defaults; what it says, goes to standard error alone.
+pub fn before_drill(
+    context: &Context,
+    cluster: &crate::config::Cluster,
+    copies: &[OpenCopy],
+) -> Result<Vec<String>> {
+    let plan_options = PlanOptions {
+        data_directory: cluster.data_directory.clone(),
+        full: false,
+        protocol: cluster.data_directory.is_none().then(|| ProtocolOptions {
+            wal: cluster.wal,
+            spill_folder: std::env::temp_dir(),
+            host_id: crate::commands::wal::host_id(),
+        }),
+        primary: cluster.primary_connection.clone().map(Connection),
+    };
+    let mut made = Vec::new();
+    for copy in copies {
+        let plan = base::plan(&cluster.connection, &copy.cluster, &plan_options, context.now())?;
+        for warning in &plan.warnings {
+            output::notice(format!("warning: {warning}"));
+        }
+        let shown = Shown(Progress::new("backup"));
+        let clock = || context.now();
+        let options = BaseBackupOptions {
+            threads: crate::context::cores(),
+            label: format!("pgproof {}", cluster.name),
+            fast_checkpoint: true,
+            archive_timeout: ARCHIVE_TIMEOUT_BEFORE_DRILL,
+            clock: &clock,
+            progress: &shown,
+        };
+        let result = base::run(&plan, &cluster.connection, &copy.cluster, &options)?;
+        made.push(format!("{} into {}", result.backup.backup, copy.name));
+    }
+    Ok(made)
+}
+
+/// Until the WAL of a backup that is made before a drill must be archived.
+const ARCHIVE_TIMEOUT_BEFORE_DRILL: Duration = Duration::from_secs(300);
+
 fn value(copy: &OpenCopy, result: &BackupResult, requests: &repository::RequestCounts) -> Value {
     let mut value = list::value(&result.backup);
     if let Some(object) = value.as_object_mut() {

@@ -1,46 +1,68 @@
-//! `pgproof drill`: run one, list them, show one.
+//! `pgproof drill run`.
 //!
 //! Invariant: the exit code is the verdict's (0 passed, 3 failed, 4 nobody can tell); Ctrl-C ends a drill in an orderly
 //! way, so that the copy's server is stopped and the drill is recorded as ABORTED.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
-use drill::{Drill, DrillTarget, Facts, Profile, SandboxOptions, SqlCheck, Verdict};
-use jiff::Timestamp;
-use jiff::civil::Date;
+use drill::{DrillTarget, Facts, Verdict};
 use jiff::tz::TimeZone;
+use report::Circumstances;
 use serde_json::{Value, json};
 
+use super::drill_setup::{self, Parts, Purpose, Setup};
+use super::{drill_sign, drill_stored as stored};
 use crate::account;
-use crate::archive;
 use crate::cli;
-use crate::config::{Cluster, Configuration, DrillProfile, NO_SERVER, nearest};
-use crate::context::{Context, cores};
-use crate::copies::{Copies, OpenCopy};
+use crate::config::{Cluster, Configuration};
+use crate::context::Context;
 use crate::progress::Progress;
-use crate::{exit, lease, output, programs, rpo, targets};
+use crate::{exit, lease, output};
 
-/// Where reports are copied to when the environment does not say.
-const REPORT_DIRECTORY: &str = "ops/drill-reports";
+/// Shows the steps, with the time that has passed and the time that earlier drills took.
+struct Shown {
+    progress: Progress,
+    began: Instant,
+    step: Mutex<String>,
+}
 
-/// Shows the steps.
-struct Shown(Progress);
+impl Shown {
+    fn new() -> Shown {
+        Shown {
+            progress: Progress::new("drill"),
+            began: Instant::now(),
+            step: Mutex::new(String::new()),
+        }
+    }
+}
 
 impl drill::Watcher for Shown {
-    fn step(&self, number: usize, of: usize, title: &str) {
-        self.0.say(&format!("[{number}/{of}] {title}"));
+    fn step(&self, number: usize, of: usize, title: &str, expected: Option<Duration>) {
+        let passed = output::seconds(self.began.elapsed().as_secs_f64());
+        let expected = expected.map_or_else(String::new, |expected| {
+            format!(", usually {}", output::seconds(expected.as_secs_f64()))
+        });
+        self.progress
+            .say(&format!("[{number}/{of}] T+{passed}  {title}{expected}"));
+        let stage = format!("[{number}/{of}] {title}{expected}");
+        if let Ok(mut step) = self.step.lock() {
+            stage.clone_into(&mut step);
+        }
+        self.progress.stage(&stage);
     }
 
     fn note(&self, text: &str) {
-        self.0.say(&format!("        {text}"));
+        self.progress.say(&format!("        {text}"));
     }
 
     fn advance(&self, done: u64, total: Option<u64>, unit: &str) {
         if unit == "bytes" {
-            self.0.update("", done, total.unwrap_or(0));
+            let step = self.step.lock().map(|step| step.clone()).unwrap_or_default();
+            self.progress.update(&step, done, total.unwrap_or(0));
         }
     }
 }
@@ -53,96 +75,50 @@ fn planted(fault: cli::PlantedFault) -> drill::Fault {
 }
 
 pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
-    let configuration = context.configuration()?;
-    let chosen = profile_of(&configuration, arguments.profile.as_deref())?;
-    let cluster_name = arguments
-        .cluster
-        .as_deref()
-        .or(chosen.and_then(|chosen| chosen.cluster.as_deref()));
-    let cluster = configuration.cluster(cluster_name)?;
-    let profile = profile(chosen, arguments.target.as_deref(), context.now())?;
-    let reports = report_directory(&configuration, cluster)?;
-    account::become_owner(&configuration, cluster)?;
-
-    let copies = Copies::open_any(&configuration, cluster, arguments.copy.as_deref())?;
-    let copy = copy_to_drill(&copies)?;
-    let parent = match &arguments.directory {
-        Some(directory) => std::path::absolute(directory)
-            .map_err(|error| Error::io("path", "cannot make the drill's directory absolute", &error))?,
-        None => PathBuf::from("/var/tmp"),
-    };
+    let signer = signer_of_run(context, arguments)?;
+    let setup = Setup::new(context, &arguments.of, Purpose::Run)?;
+    let copy = setup.copy()?;
     let backups = copy.cluster.backups()?;
-    let archive = archive::of_newest_backup(&backups)
-        .map(|system| archive::open(&copies, system))
-        .transpose()?;
-    let measure = || -> Result<drill::facts::Rpo> {
-        let Some(archive) = &archive else {
-            return Err(Error::new(
-                "no-backup",
-                "there is no backup, so nothing says what would be lost",
-            ));
-        };
-        let rpo = rpo::measure(cluster, archive)?;
-        Ok(drill::facts::Rpo {
-            seconds: rpo.seconds,
-            bytes: rpo.bytes,
-            commits: rpo.commits,
-            exact: rpo.exact,
-            method: "commit records of the live WAL behind the archive's end".to_owned(),
-        })
+    let frequency = setup.configuration.frequency(&setup.profile.name);
+    let beside = Circumstances {
+        earlier: stored::earlier(std::slice::from_ref(copy), None)?,
+        frequency: Some(frequency.as_str().to_owned()),
+        ..Circumstances::default()
     };
-    let documents = |facts: &Facts, verdict: &Verdict| {
-        vec![(
-            "report.md".to_owned(),
-            report::markdown(facts, verdict).into_bytes(),
-        )]
-    };
+    let documents = |facts: &Facts, verdict: &Verdict| report::documents(facts, verdict, &beside);
     // The room chooses the backup: the newest one for a point that it makes itself.
-    let possible = match &profile.target {
+    let possible = match &setup.profile.target {
         DrillTarget::Bracket => backups.get(backups.len().saturating_sub(1)..).unwrap_or_default(),
         DrillTarget::Point(..) => &backups,
     };
     let leases = lease::take(copy, possible, "drill")?;
     let abort = abort_on_signals()?;
-    let shown = Shown(Progress::new("drill"));
+    let shown = Shown::new();
     let clock = || context.now();
-    let outcome = drill::run(&Drill {
-        repository: &copy.cluster,
-        production: (cluster.connection != NO_SERVER).then_some(cluster.connection.as_str()),
-        profile,
-        sandbox: SandboxOptions {
-            parent,
-            keep: arguments.keep,
-            launcher: Some(cluster::Launcher {
-                program: context.program()?,
-                arguments: vec!["sandbox-exec".into()],
-            }),
-            programs: programs::folders(cluster),
-            hidden: repository_folders(&configuration),
-            owner: None,
-            superuser: superuser(cluster),
-            preload: Vec::new(),
-            memory_bytes: None,
-            threads: arguments.threads.unwrap_or_else(cores),
-        },
-        people: drill::facts::People {
-            operator: operator(arguments),
-            reviewer: arguments.reviewer.clone(),
-        },
+    let measure = || setup.measure_loss();
+    let outcome = drill::run(&setup.drill(&Parts {
+        keep: arguments.keep,
+        threads: arguments.threads,
         trigger: arguments.trigger.clone(),
-        next_due: next_due(context.now()),
-        host: Some(super::wal::host_name()),
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        // Nothing is lost with a server that does not exist.
-        rpo: (cluster.connection != NO_SERVER).then_some(&measure as _),
+        next_due: report::calendar::after_this(frequency, &context.now().to_zoned(TimeZone::system())),
+        rpo: Some(&measure),
         clock: &clock,
         documents: &documents,
-        report_directory: Some(reports),
         faults: arguments.plant.iter().map(|fault| planted(*fault)).collect(),
         abort: &abort,
         watcher: &shown,
-    })?;
+    })?)?;
     drop((shown, leases));
+    if let Some(signer) = &signer {
+        drill_sign::as_operator(
+            context,
+            copy,
+            &outcome,
+            signer,
+            &setup.configuration,
+            &stored::report_directory()?,
+        );
+    }
     for error in &outcome.evidence_errors {
         output::notice("warning: the evidence could not be kept everywhere");
         exit::print_error(error);
@@ -162,134 +138,29 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     Ok(outcome.verdict.status.exit_code())
 }
 
-/// The profile that was named; without a name the only one; without any, none.
-fn profile_of<'a>(configuration: &'a Configuration, name: Option<&str>) -> Result<Option<&'a DrillProfile>> {
-    let names = || {
-        configuration
-            .drills
-            .keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    match name {
-        Some(name) => match configuration.drills.get(name) {
-            Some(profile) => Ok(Some(profile)),
-            None => {
-                let message = format!("no drill {name:?} is in {}", configuration.path.display());
-                let error = Error::usage("drill-unknown", message);
-                Err(
-                    match nearest(name, configuration.drills.keys().map(String::as_str)) {
-                        Some(nearest) => error.hint(format!("Did you mean {nearest:?}?")),
-                        None if configuration.drills.is_empty() => {
-                            error.hint("Leave the name out for a drill by default.")
-                        }
-                        None => error.hint(format!("It has: {}.", names())),
-                    },
-                )
-            }
-        },
-        None if configuration.drills.len() > 1 => Err(Error::usage(
-            "drill-ambiguous",
-            "several drills are configured, and none was named",
-        )
-        .hint(format!("Name one of: {}.", names()))),
-        None => Ok(configuration.drills.values().next()),
-    }
-}
-
-fn profile(chosen: Option<&DrillProfile>, target: Option<&str>, now: Timestamp) -> Result<Profile> {
-    let mut profile = Profile::bracket(chosen.map_or("default", |chosen| chosen.name.as_str()));
-    if let Some(chosen) = chosen {
-        profile.rto = chosen.rto;
-        profile.rpo = chosen.rpo;
-        profile.checks.clone_from(&chosen.checks);
-        profile.sql_checks = chosen
-            .sql_checks
-            .iter()
-            .map(|check| SqlCheck {
-                id: check.id.clone(),
-                database: check.database.clone(),
-                sql: check.sql.clone(),
-                expect: check.expect.clone(),
-            })
-            .collect();
-    }
-    // An unset TARGET_TIME means the bracket of the run.
-    let from_environment = std::env::var("TARGET_TIME")
-        .ok()
-        .filter(|text| !text.trim().is_empty());
-    let target = target
-        .map(str::to_owned)
-        .or(from_environment)
-        .or(chosen.map(|chosen| chosen.target.clone()));
-    if let Some(text) = target.filter(|text| text != "bracket") {
-        profile.target = DrillTarget::Point(targets::parse(&text, now)?, text);
-    }
-    Ok(profile)
-}
-
-/// WAL is fed to the copy by this process: what the copy itself runs needs no repository.
-fn repository_folders(configuration: &Configuration) -> Vec<PathBuf> {
-    configuration
-        .copies
-        .values()
-        .filter_map(|copy| copy.url.strip_prefix("file://"))
-        .map(PathBuf::from)
-        .collect()
-}
-
-/// The role that the connection uses.
-fn superuser(cluster: &Cluster) -> Option<String> {
-    let conninfo = cluster::conninfo::Conninfo::parse(&cluster.connection).ok()?;
-    conninfo
-        .get("user")
-        .filter(|user| !user.is_empty())
-        .map(str::to_owned)
-}
-
-/// The first copy that holds a backup.
-fn copy_to_drill(copies: &[OpenCopy]) -> Result<&OpenCopy> {
-    for copy in copies {
-        if !copy.cluster.backups()?.is_empty() {
-            return Ok(copy);
-        }
-    }
-    Err(
-        Error::new("no-backup", "there is no backup that a drill could restore")
-            .hint("Make one with `pgproof backup`."),
-    )
-}
-
 /// The folder for reports; made here, where root can still give it to the account that will write there.
-fn report_directory(configuration: &Configuration, cluster: &Cluster) -> Result<PathBuf> {
-    let given = std::env::var_os("DRILL_REPORT_DIR").filter(|text| !text.is_empty());
-    let folder = given.map_or_else(|| PathBuf::from(REPORT_DIRECTORY), PathBuf::from);
-    let folder = std::path::absolute(&folder)
-        .map_err(|error| Error::io("path", "cannot make the folder for reports absolute", &error))?;
+pub(super) fn report_directory(configuration: &Configuration, cluster: &Cluster) -> Result<PathBuf> {
+    let folder = stored::report_directory()?;
     if let Some(owner) = account::owner(configuration, cluster) {
         account::make_folder(&folder, owner)?;
     }
     Ok(folder)
 }
 
-fn operator(arguments: &cli::DrillRun) -> Option<String> {
-    let from_environment = |name: &str| std::env::var(name).ok().filter(|name| !name.is_empty());
-    arguments
-        .operator
-        .clone()
-        .or_else(|| from_environment("SUDO_USER"))
-        .or_else(|| from_environment("USER"))
-}
-
-/// The next of the quarter's weeks: 15 January, April, July, October.
-fn next_due(now: Timestamp) -> Option<Timestamp> {
-    let today = now.to_zoned(TimeZone::UTC).date();
-    let due = (today.year()..=today.year() + 1)
-        .flat_map(|year| [1, 4, 7, 10].map(|month| Date::new(year, month, 15)))
-        .filter_map(Result::ok)
-        .find(|date| *date > today)?;
-    due.to_zoned(TimeZone::UTC).ok().map(|due| due.timestamp())
+/// Reads the signing key as the account that started the program: only its owner may be able to.
+fn signer_of_run(context: &Context, arguments: &cli::DrillRun) -> Result<Option<drill_sign::Signer>> {
+    let Some(file) = &arguments.sign_key else {
+        return Ok(None);
+    };
+    let configuration = context.configuration()?;
+    let cluster = drill_setup::cluster_of(&configuration, &arguments.of)?;
+    // An unknown key is told before anything is done, not after a drill that then stays unsigned.
+    let key = drill_sign::read_key(file)?;
+    let signer = drill_sign::signer(&key, &configuration.signers)?;
+    // The folder is root's to make and to give, and this does not come back.
+    report_directory(&configuration, cluster)?;
+    account::become_owner_with_key(&configuration, cluster, "--sign-key", &key)?;
+    Ok(Some(signer))
 }
 
 /// The first SIGINT or SIGTERM asks the drill to end; the second one ends the process.
@@ -308,7 +179,7 @@ fn abort_on_signals() -> Result<Arc<AtomicBool>> {
 }
 
 /// What `--json` prints: the document that is kept as evidence, and where its report lies.
-fn value(facts: &Facts, verdict: &Verdict, report: Option<&Path>) -> Value {
+pub fn value(facts: &Facts, verdict: &Verdict, report: Option<&Path>) -> Value {
     let mut value = drill::document(facts, verdict);
     if let Some(object) = value.as_object_mut() {
         object.insert("report".into(), json!(report));
@@ -317,7 +188,8 @@ fn value(facts: &Facts, verdict: &Verdict, report: Option<&Path>) -> Value {
 }
 
 fn print(facts: &Facts, verdict: &Verdict) {
-    output::line(format!("Drill {}: {}", facts.identity.drill_id, verdict.status));
+    let status = drill::sign_off::shown_status(verdict.status, &[]);
+    output::line(format!("Drill {}: {status}", facts.identity.drill_id));
     for check in &facts.checks {
         output::line(format!(
             "  {:14} {:24} {}",
@@ -344,120 +216,5 @@ fn print(facts: &Facts, verdict: &Verdict) {
     }
     for reason in &verdict.reasons {
         output::line(format!("  because[{}]: {}", reason.code, reason.text));
-    }
-}
-
-pub fn list(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
-    let configuration = context.configuration()?;
-    let cluster = configuration.cluster(arguments.cluster.as_deref())?;
-    account::become_owner(&configuration, cluster)?;
-    let copies = Copies::open_any(&configuration, cluster, None)?;
-    let mut values = Vec::new();
-    let mut rows = Vec::new();
-    for copy in &copies {
-        for id in copy.cluster.list_drills()? {
-            let facts = evidence::<Facts>(copy, &id, "facts.json")?;
-            let verdict = evidence::<Verdict>(copy, &id, "verdict.json")?;
-            let started = facts.as_ref().map(|facts| facts.started_at);
-            let status = verdict.as_ref().map(|verdict| verdict.status.to_string());
-            let profile = facts.map(|facts| facts.identity.profile).unwrap_or_default();
-            values.push(json!({
-                "drill": id, "copy": copy.name, "profile": profile, "started_at": started, "verdict": status,
-            }));
-            rows.push(vec![
-                id,
-                copy.name.clone(),
-                started.map(output::moment).unwrap_or_default(),
-                profile,
-                status.unwrap_or_else(|| "no verdict".to_owned()),
-            ]);
-        }
-    }
-    if context.json {
-        output::json(&json!({ "drills": values }));
-    } else if rows.is_empty() {
-        output::line(format!(
-            "Cluster {} was never drilled. Run one: pgproof drill run",
-            cluster.name
-        ));
-    } else {
-        output::table(&["DRILL", "COPY", "BEGAN", "PROFILE", "VERDICT"], &rows);
-    }
-    Ok(exit::DONE)
-}
-
-fn evidence<T: serde::de::DeserializeOwned>(copy: &OpenCopy, drill: &str, file: &str) -> Result<Option<T>> {
-    let Some(bytes) = copy.cluster.get_evidence(drill, file)? else {
-        return Ok(None);
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-        Error::new(
-            "evidence-decode",
-            format!("{file} of drill {drill} cannot be read"),
-        )
-        .caused_by(&error)
-    })
-}
-
-pub fn show(context: &Context, arguments: &cli::DrillShow) -> Result<u8> {
-    let configuration = context.configuration()?;
-    let cluster = configuration.cluster(arguments.cluster.as_deref())?;
-    account::become_owner(&configuration, cluster)?;
-    let copies = Copies::open_any(&configuration, cluster, None)?;
-    let mut found = None;
-    for copy in &copies {
-        let drills = copy.cluster.list_drills()?;
-        let id = match arguments.drill.as_str() {
-            "latest" => drills.into_iter().max(),
-            name => drills.into_iter().find(|id| id == name),
-        };
-        if let Some(id) = id {
-            found = Some((copy, id));
-            break;
-        }
-    }
-    let (copy, id) = found.ok_or_else(|| {
-        Error::new(
-            "drill-missing",
-            format!("no drill {:?} is recorded", arguments.drill),
-        )
-        .hint("Run `pgproof drill list` to see what there is.")
-    })?;
-    if context.json {
-        let facts = evidence::<Facts>(copy, &id, "facts.json")?;
-        let verdict = evidence::<Verdict>(copy, &id, "verdict.json")?;
-        let value = match (facts, verdict) {
-            (Some(facts), Some(verdict)) => value(&facts, &verdict, None),
-            (facts, _) => json!({ "facts": facts, "verdict": null }),
-        };
-        output::json(&value);
-        return Ok(exit::DONE);
-    }
-    match copy.cluster.get_evidence(&id, "report.md")? {
-        Some(report) => output::line(String::from_utf8_lossy(&report).trim_end()),
-        None => {
-            output::line(format!("Drill {id} has no report. Its evidence:"));
-            for file in copy.cluster.list_evidence(&id)? {
-                output::line(format!("  {file}"));
-            }
-        }
-    }
-    Ok(exit::DONE)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_next_drill_is_due_in_the_middle_of_the_next_quarters_first_month() {
-        let due = |text: &str| {
-            next_due(text.parse().expect("a time"))
-                .expect("a date")
-                .to_string()
-        };
-        assert_eq!(due("2026-01-14T10:00:00Z"), "2026-01-15T00:00:00Z");
-        assert_eq!(due("2026-01-15T10:00:00Z"), "2026-04-15T00:00:00Z");
-        assert_eq!(due("2026-11-20T10:00:00Z"), "2027-01-15T00:00:00Z");
     }
 }

@@ -78,6 +78,33 @@ pub fn run(context: &Context, arguments: &cli::Import) -> Result<u8> {
     Ok(code)
 }
 
+/// An import before a drill, into every copy; the backup that it made, or that it is already.
+pub fn before_drill(
+    context: &Context,
+    copies: &[OpenCopy],
+    base: &std::path::Path,
+    wal: &[std::path::PathBuf],
+) -> Result<Option<repository::BackupId>> {
+    let survey = Survey::take(Some(base), wal)?;
+    let mut made = None;
+    for copy in copies {
+        let plan = import::plan(&survey, &copy.cluster)?;
+        let shown = Shown(Progress::new("import"));
+        let clock = || context.now();
+        let options = ImportOptions {
+            spill_folder: std::env::temp_dir(),
+            clock: &clock,
+            progress: &shown,
+        };
+        let result = import::run(&survey, &plan, &copy.cluster, &options)?;
+        let there = plan.base.as_ref().and_then(|base| base.already_there);
+        made = made
+            .or(result.backup.map(|backup| backup.backup.backup))
+            .or(there);
+    }
+    Ok(made)
+}
+
 fn value(copy: &OpenCopy, plan: &ImportPlan, result: &ImportResult) -> Value {
     let already = plan.base.as_ref().and_then(|base| base.already_there);
     let backup = result.backup.as_ref().map(|backup| list::value(&backup.backup));

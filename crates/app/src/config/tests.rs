@@ -1,6 +1,7 @@
 //! Claims about the configuration file.
 
 use super::*;
+use std::time::Duration;
 
 const GOOD: &str = r#"
 [cluster.main]
@@ -44,9 +45,11 @@ fn the_designs_example_is_understood_with_paths_relative_to_the_file() {
         KeySource::File("/etc/pgproof/local.key".into())
     );
     let drill = &configuration.drills["quarterly-pitr"];
-    assert_eq!(drill.rto, Some(Duration::from_secs(90 * 60)));
-    assert_eq!(drill.target, "bracket");
-    assert_eq!(drill.sql_checks[0].expect, "t");
+    assert_eq!(drill.profile.objective("rto"), Some(Duration::from_secs(90 * 60)));
+    assert_eq!(drill.profile.target_text, "bracket");
+    assert!(
+        matches!(&drill.profile.user_checks[0].kind, drill::user_checks::CheckKind::Sql { expect, .. } if expect == "t")
+    );
     let window = configuration.retention.recovery_window.expect("a window");
     assert_eq!(window.duration, Duration::from_secs(30 * 86_400));
 }

@@ -1,0 +1,89 @@
+//! What was decided before the drill: the profiles, the gates, who takes part, and what was registered.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::CheckResult;
+
+/// A profile that was applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProfileFacts {
+    /// Its name.
+    pub name: String,
+    /// `built-in`, `file`, or `built-in, changed by file`.
+    pub source: String,
+    /// The profiles that it extends, the nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extends: Vec<String>,
+    /// BLAKE3 of `value` as compact JSON, in hex.
+    pub digest: String,
+    /// The profile with everything filled in: all that judging needs. No secrets: checks are there by definition,
+    /// environments by name.
+    pub value: serde_json::Value,
+    /// Only its objectives are judged here: the drill's checks and its point are those of the first profile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub objectives_only: bool,
+}
+
+/// A condition that was looked at before anything was restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateFacts {
+    /// A stable word: `backup-age`. Guards of an environment (`target-env`) are gates too.
+    pub id: String,
+    /// For people: `Age of the newest backup`.
+    pub title: String,
+    /// `less than 26 h`.
+    pub limit: String,
+    /// `3 h 12 min (20260125T020003Z)`, or why nothing was seen.
+    pub actual: String,
+    /// PASS is go; WARN, NOT RUN and COULD NOT LOOK are an observation; FAIL is no-go.
+    pub result: CheckResult,
+    /// Whether the profile stops the drill at this gate.
+    pub blocking: bool,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl GateFacts {
+    /// Whether this gate keeps the drill from starting. What could not be looked at does not open a blocking gate.
+    pub fn is_no_go(&self) -> bool {
+        self.result == CheckResult::Fail || (self.blocking && self.result == CheckResult::CouldNotLook)
+    }
+}
+
+/// Somebody who takes part, besides operator and reviewer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Person {
+    /// `escalation`, `observer`, `dba`, `platform`, `qa`, `lead`, or a word of the user's.
+    pub role: String,
+    /// The name.
+    pub name: String,
+}
+
+/// The plan that was registered before the run, and whether the run kept to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The evidence that holds it: `registered_<UTC>` in the repository.
+    pub id: String,
+    /// When it was registered.
+    pub registered_at: Timestamp,
+    /// BLAKE3 of the registered policy (profiles with their digests), in hex.
+    pub policy_digest: String,
+    /// The same of what this run applied.
+    pub policy_digest_now: String,
+    /// What differs, in words; empty: the run kept to what was registered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deviations: Vec<String>,
+}
+
+/// A try of a step that failed and was made again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryFacts {
+    /// The error's code.
+    pub error_code: String,
+    /// The error's message.
+    pub message: String,
+    /// How long the failed try took.
+    pub duration_ms: u64,
+}

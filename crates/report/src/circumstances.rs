@@ -1,0 +1,45 @@
+//! What a document says beside the facts of its drill: who has signed since, what was done about it, and how earlier
+//! drills went. All of it is evidence of its own, and is pointed to by its file.
+
+use drill::Status;
+use drill::follow_up::FollowUp;
+use drill::sign_off::Signature;
+use jiff::Timestamp;
+
+/// Beside the facts.
+#[derive(Debug, Clone, Default)]
+pub struct Circumstances {
+    /// Good signatures.
+    pub signatures: Vec<Signature>,
+    /// What was entered for this drill.
+    pub follow_ups: Vec<FollowUp>,
+    /// Earlier drills of this cluster, oldest first; this one is not among them.
+    pub earlier: Vec<Earlier>,
+    /// The rule by which the next drill is due, in words: `quarterly`.
+    pub frequency: Option<String>,
+}
+
+/// An earlier drill.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Earlier {
+    pub drill: String,
+    pub profile: String,
+    pub started_at: Timestamp,
+    pub status: Status,
+    /// Milliseconds of recovery.
+    pub rto_ms: Option<u64>,
+    pub rpo_seconds: Option<f64>,
+}
+
+impl Earlier {
+    pub fn of(facts: &drill::Facts, status: Status) -> Earlier {
+        Earlier {
+            drill: facts.identity.drill_id.clone(),
+            profile: facts.identity.profile.clone(),
+            started_at: facts.started_at,
+            status,
+            rto_ms: facts.rto.as_ref().map(|rto| rto.total_ms),
+            rpo_seconds: facts.rpo.as_ref().and_then(|rpo| rpo.seconds),
+        }
+    }
+}
