@@ -345,7 +345,11 @@ fn drill_facts(bytes: &[u8]) {
     };
     let verdict = drill::judge(&facts);
     black_box(drill::document(&facts, &verdict));
-    black_box(report::markdown(&facts, &verdict));
+    black_box(report::documents(
+        &facts,
+        &verdict,
+        &report::Circumstances::default(),
+    ));
 }
 
 /// What a copy's server wrote into its log.

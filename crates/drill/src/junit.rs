@@ -1,9 +1,15 @@
 //! Results of tests in JUnit's XML, as test runners of every language write it.
 //!
 //! Invariants: total on any input; test cases are counted, never a total that a file claims for itself; what is no
-//! XML of test results is an error, not an empty and therefore good result.
+//! XML of test results, or not all of it, is an error, not an empty and therefore good result; no entity that a file
+//! declares is expanded.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+
+use quick_xml::XmlVersion;
+use quick_xml::events::{BytesStart, Event};
+use quick_xml::reader::Reader;
 
 use crate::facts::{JunitCategory, JunitDetail};
 
@@ -40,66 +46,66 @@ fn read(
     categories: &mut BTreeMap<String, JunitCategory>,
     failed: &mut Vec<String>,
 ) -> Result<(), String> {
+    let mut reader = Reader::from_str(text);
+    reader.config_mut().expand_empty_elements = true;
     let mut suites: Vec<String> = Vec::new();
-    let mut case: Option<Case> = None;
+    let mut cases: Vec<Case> = Vec::new();
+    // The reader refuses an end that fits no start, but not a start without its end.
+    let mut open = 0_usize;
     let mut seen = false;
-    let mut rest = text;
-    while let Some(start) = rest.find('<') {
-        rest = rest.get(start..).unwrap_or_default();
-        if let Some(behind) = skipped(rest) {
-            rest = behind.ok_or("the XML ends within a comment")?;
-            continue;
-        }
-        let (tag, behind) = tag(rest).ok_or("the XML ends within a tag")?;
-        rest = behind;
-        let name = tag.name.rsplit(':').next().unwrap_or_default();
-        match (name, tag.closing) {
-            ("testsuites", false) => seen = true,
-            ("testsuite", false) => {
-                seen = true;
-                if !tag.empty {
-                    suites.push(tag.attribute("name").unwrap_or_default());
+    loop {
+        match reader.read_event().map_err(|error| error.to_string())? {
+            Event::Start(tag) => {
+                open += 1;
+                match tag.local_name().as_ref() {
+                    b"testsuites" => seen = true,
+                    b"testsuite" => {
+                        seen = true;
+                        suites.push(name_of(&tag)?);
+                    }
+                    b"testcase" => {
+                        let suite = suites.iter().rev().find(|suite| !suite.is_empty()).cloned();
+                        cases.push(Case {
+                            name: name_of(&tag)?,
+                            category: suite.unwrap_or_else(|| file.to_string()),
+                            bad: false,
+                            skipped: false,
+                        });
+                    }
+                    kind => {
+                        if let Some(case) = cases.last_mut() {
+                            case.bad |= matches!(kind, b"failure" | b"error");
+                            case.skipped |= kind == b"skipped";
+                        }
+                    }
                 }
             }
-            ("testsuite", true) => {
-                suites.pop();
-            }
-            ("testcase", false) => {
-                let suite = suites.iter().rev().find(|suite| !suite.is_empty()).cloned();
-                let begun = Case {
-                    name: tag.attribute("name").unwrap_or_default(),
-                    category: suite.unwrap_or_else(|| file.to_string()),
-                    bad: false,
-                    skipped: false,
-                };
-                if tag.empty {
-                    count(begun, categories, failed);
-                } else {
-                    case = Some(begun);
+            Event::End(tag) => {
+                open = open.saturating_sub(1);
+                match tag.local_name().as_ref() {
+                    b"testsuite" => drop(suites.pop()),
+                    b"testcase" => {
+                        if let Some(case) = cases.pop() {
+                            count(case, categories, failed);
+                        }
+                    }
+                    _ => {}
                 }
             }
-            ("testcase", true) => {
-                if let Some(ended) = case.take() {
-                    count(ended, categories, failed);
-                }
-            }
-            ("failure" | "error", false) => {
-                if let Some(case) = &mut case {
-                    case.bad = true;
-                }
-            }
-            ("skipped", false) => {
-                if let Some(case) = &mut case {
-                    case.skipped = true;
-                }
-            }
+            Event::Eof if seen && open == 0 => return Ok(()),
+            Event::Eof => return Err("it holds no whole <testsuite>".into()),
             _ => {}
         }
     }
-    if !seen || case.is_some() || !suites.is_empty() {
-        return Err("it holds no whole <testsuite>".into());
-    }
-    Ok(())
+}
+
+/// The attribute `name`. Only XML's own entities and numbered characters are resolved: a document's are not.
+fn name_of(tag: &BytesStart<'_>) -> Result<String, String> {
+    let name = tag.try_get_attribute("name").map_err(|error| error.to_string())?;
+    name.map_or(Ok(String::new()), |name| {
+        let value = name.normalized_value(XmlVersion::Implicit1_0);
+        value.map(Cow::into_owned).map_err(|error| error.to_string())
+    })
 }
 
 fn count(case: Case, categories: &mut BTreeMap<String, JunitCategory>, failed: &mut Vec<String>) {
@@ -121,81 +127,6 @@ fn count(case: Case, categories: &mut BTreeMap<String, JunitCategory>, failed: &
             category.passed += 1;
         }
     }
-}
-
-/// Behind a comment, a CDATA section, a declaration or a processing instruction; `Some(None)`: it does not end.
-fn skipped(rest: &str) -> Option<Option<&str>> {
-    let end = [("<!--", "-->"), ("<![CDATA[", "]]>"), ("<?", "?>"), ("<!", ">")]
-        .into_iter()
-        .find(|(start, _)| rest.starts_with(start))
-        .map(|(_, end)| end)?;
-    Some(rest.find(end).and_then(|at| rest.get(at + end.len()..)))
-}
-
-struct Tag<'a> {
-    name: &'a str,
-    attributes: &'a str,
-    closing: bool,
-    empty: bool,
-}
-
-/// The tag at the beginning, and what stands behind it.
-fn tag(rest: &str) -> Option<(Tag<'_>, &str)> {
-    let mut quote = None;
-    let end = rest.char_indices().find_map(|(at, c)| match (quote, c) {
-        (None, '>') => Some(at),
-        (None, '"' | '\'') => {
-            quote = Some(c);
-            None
-        }
-        (Some(open), c) if c == open => {
-            quote = None;
-            None
-        }
-        _ => None,
-    })?;
-    let inner = rest.get(1..end)?;
-    let (inner, closing) = match inner.strip_prefix('/') {
-        Some(inner) => (inner, true),
-        None => (inner, false),
-    };
-    let (inner, empty) = match inner.strip_suffix('/') {
-        Some(inner) => (inner, true),
-        None => (inner, false),
-    };
-    let (name, attributes) = inner.split_at(inner.find(char::is_whitespace).unwrap_or(inner.len()));
-    let tag = Tag {
-        name,
-        attributes,
-        closing,
-        empty,
-    };
-    Some((tag, rest.get(end + 1..)?))
-}
-
-impl Tag<'_> {
-    fn attribute(&self, wanted: &str) -> Option<String> {
-        let mut rest = self.attributes;
-        loop {
-            let (name, behind) = rest.split_once('=')?;
-            let behind = behind.trim_start();
-            let quote = behind.chars().next().filter(|c| matches!(c, '"' | '\''))?;
-            let behind = behind.get(1..)?;
-            let end = behind.find(quote)?;
-            if name.trim() == wanted {
-                return Some(unescaped(behind.get(..end)?));
-            }
-            rest = behind.get(end + 1..)?;
-        }
-    }
-}
-
-fn unescaped(text: &str) -> String {
-    text.replace("&lt;", "<")
-        .replace("&gt;", ">")
-        .replace("&quot;", "\"")
-        .replace("&apos;", "'")
-        .replace("&amp;", "&")
 }
 
 #[cfg(test)]
@@ -254,5 +185,43 @@ mod tests {
         ] {
             assert!(add(&mut JunitDetail::default(), "f", text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_anywhere_is_an_error() {
+        for (at, _) in PYTEST.char_indices() {
+            let cut = &PYTEST[..at];
+            assert!(add(&mut JunitDetail::default(), "f", cut).is_err(), "{cut}");
+        }
+        let crossed = "<testsuite><testcase></testsuite></testcase>";
+        assert!(add(&mut JunitDetail::default(), "f", crossed).is_err());
+    }
+
+    #[test]
+    fn entities_of_xml_are_resolved_wherever_a_name_stands() {
+        let text = r#"<t:testsuite xmlns:t="urn:t" hostname="a>b" name='&quot;R&amp;D&quot; &#233;&#x4E2D;'>
+            <t:testcase name="a&lt;b&apos;&gt;"><t:failure>1 &lt; 2 &amp;&amp; &#0033;</t:failure></t:testcase>
+            </t:testsuite>"#;
+        let mut detail = JunitDetail::default();
+        add(&mut detail, "f", text).expect("results");
+        assert_eq!(detail.failed, ["\"R&D\" \u{e9}\u{4e2d}: a<b'>"]);
+    }
+
+    #[test]
+    fn a_billion_laughs_are_not_laughed() {
+        let mut declared = String::from("<!ENTITY l0 \"ha\">");
+        for level in 1..10 {
+            let ten = format!("&l{};", level - 1).repeat(10);
+            declared.push_str(&format!("<!ENTITY l{level} \"{ten}\">"));
+        }
+        let with = |inner: &str| format!("<?xml version=\"1.0\"?><!DOCTYPE x [{declared}]>{inner}");
+        let in_name = with("<testsuite name=\"&l9;\"><testcase name=\"x\"/></testsuite>");
+        let mut detail = JunitDetail::default();
+        assert!(add(&mut detail, "f", &in_name).is_err());
+        assert!(detail.categories.is_empty());
+        let in_text =
+            with("<testsuite name=\"a\"><testcase name=\"x\"><failure>&l9;</failure></testcase></testsuite>");
+        add(&mut detail, "f", &in_text).expect("results");
+        assert_eq!(detail.failed, ["a: x"]);
     }
 }

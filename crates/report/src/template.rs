@@ -238,7 +238,10 @@ fn stabilisation(facts: &Facts) -> (Text, Text) {
     }
     let measured = match &facts.rto {
         Some(rto) => value(
-            format!("{} (start and replay)", duration(rto.start_ms + rto.replay_ms)),
+            format!(
+                "{} (start and replay)",
+                duration(rto.start_ms.saturating_add(rto.replay_ms))
+            ),
             "/rto/start_ms",
         )
         .and("/rto/replay_ms"),

@@ -451,6 +451,6 @@ fn times_that_no_drill_takes_are_printed_all_the_same() {
     let mut facts = facts("passed");
     let rto = facts.rto.as_mut().expect("the copy was started");
     (rto.start_ms, rto.replay_ms) = (u64::MAX, 1);
-    let text = report::markdown(&facts, &judge(&facts));
+    let text = report::markdown(&facts, &judge(&facts), &Circumstances::default());
     assert!(text.contains("| Service stabilization |"));
 }

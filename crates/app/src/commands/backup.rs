@@ -38,15 +38,9 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     account::become_owner(&configuration, cluster)?;
     let copies = Copies::open_all(&configuration, cluster, arguments.copy.as_deref())?;
     let plan_options = PlanOptions {
-        data_directory: cluster.data_directory.clone(),
         full: arguments.full,
         read_all: arguments.read_all,
-        protocol: cluster.data_directory.is_none().then(|| ProtocolOptions {
-            wal: cluster.wal,
-            spill_folder: std::env::temp_dir(),
-            host_id: crate::commands::wal::host_id(),
-        }),
-        primary: cluster.primary_connection.clone().map(Connection),
+        ..plan_options(cluster)
     };
     let mut values = Vec::new();
     let mut code = exit::DONE;
@@ -108,22 +102,28 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     Ok(code)
 }
 
-/// A backup into every copy before a drill, with the defaults; what it says, goes to standard error alone.
-pub fn before_drill(
-    context: &Context,
-    cluster: &crate::config::Cluster,
-    copies: &[OpenCopy],
-) -> Result<Vec<String>> {
-    let plan_options = PlanOptions {
+/// What the configuration says of a backup; the parent is chosen, and read from, as usual.
+fn plan_options(cluster: &crate::config::Cluster) -> PlanOptions {
+    PlanOptions {
         data_directory: cluster.data_directory.clone(),
         full: false,
+        read_all: false,
         protocol: cluster.data_directory.is_none().then(|| ProtocolOptions {
             wal: cluster.wal,
             spill_folder: std::env::temp_dir(),
             host_id: crate::commands::wal::host_id(),
         }),
         primary: cluster.primary_connection.clone().map(Connection),
-    };
+    }
+}
+
+/// A backup into every copy before a drill, with the defaults; what it says, goes to standard error alone.
+pub fn before_drill(
+    context: &Context,
+    cluster: &crate::config::Cluster,
+    copies: &[OpenCopy],
+) -> Result<Vec<String>> {
+    let plan_options = plan_options(cluster);
     let mut made = Vec::new();
     for copy in copies {
         let plan = base::plan(&cluster.connection, &copy.cluster, &plan_options, context.now())?;
@@ -137,6 +137,7 @@ pub fn before_drill(
             label: format!("pgproof {}", cluster.name),
             fast_checkpoint: true,
             archive_timeout: ARCHIVE_TIMEOUT_BEFORE_DRILL,
+            audit_one_in: base::AUDIT_ONE_IN,
             clock: &clock,
             progress: &shown,
         };
