@@ -310,9 +310,11 @@ fn a_second_backup_stores_only_what_changed_and_a_killed_one_is_taken_up_again()
         second["bytes_read"].as_u64().expect("read"),
         second["bytes_stored"].as_u64().expect("stored"),
     );
+    // The new rows go where pages have room for one each: two thousand pages change.
+    let whole = second["bytes_restored"].as_u64().expect("bytes_restored");
     assert!(
-        read < alone && stored * 20 < alone,
-        "the second backup read {read} and stored {stored} of {alone}"
+        read * 4 < whole && stored * 20 < whole,
+        "the second backup read {read} and stored {stored} of {whole}"
     );
     // It is whole by itself: it restores although the first one is not looked at.
     let before = testing::row_digest(&world.production.conninfo()).expect("digest");

@@ -9,6 +9,7 @@ use postgres::{ControlFile, Oid, SystemIdentifier};
 use serde::{Deserialize, Serialize};
 
 use crate::marker::{self, Marker};
+use crate::sync::temporary_name;
 
 /// What is at a tablespace's location.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,7 +133,10 @@ pub(crate) fn location_state(path: &Path) -> Result<LocationState> {
 }
 
 fn state(path: &Path) -> Result<DestinationState> {
-    let names = names(path)?;
+    let mut names = names(path)?;
+    // The first thing that a restore writes; it was killed before that was complete.
+    let unfinished = temporary_name(marker::MARKER_NAME.as_ref());
+    names.retain(|name| *name != unfinished.to_string_lossy());
     if names.is_empty() {
         return Ok(DestinationState::Empty);
     }
@@ -298,6 +302,8 @@ mod tests {
         assert_eq!(inspect(&path).unwrap().state, DestinationState::Missing);
         std::fs::create_dir(&path).unwrap();
         std::fs::create_dir(path.join("lost+found")).unwrap();
+        assert_eq!(inspect(&path).unwrap().state, DestinationState::Empty);
+        std::fs::write(path.join(".pgproof-pgproof.restored.new"), "{").unwrap();
         assert_eq!(inspect(&path).unwrap().state, DestinationState::Empty);
         std::fs::write(path.join("letter.txt"), "x").unwrap();
         assert_eq!(

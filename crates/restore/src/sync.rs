@@ -40,13 +40,18 @@ pub(crate) fn give(path: &Path, owner: Option<(u32, u32)>) -> Result<()> {
     }
 }
 
+/// What a file is called until it is complete.
+pub(crate) fn temporary_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
+    let mut temporary = std::ffi::OsString::from(".pgproof-");
+    temporary.push(name);
+    temporary.push(".new");
+    temporary
+}
+
 /// Writes a small file: beside its place, synced, renamed over what was there, the directory synced.
 pub(crate) fn write_durably(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut name = std::ffi::OsString::from(".pgproof-");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    let temporary = folder.join(name);
+    let temporary = folder.join(temporary_name(path.file_name().unwrap_or_default()));
     let attempt = || -> std::io::Result<()> {
         // Left behind by a run that was killed.
         match std::fs::remove_file(&temporary) {
