@@ -97,11 +97,7 @@ fn drill(world: &World, profile: &str, base: &str) -> (Ended, Value) {
     let mut command = world.command(&["drill", "run", profile, "--json"]);
     command.env("API_BASE_URL", base);
     let output = command.output().expect("the program starts");
-    let ended = Ended {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    };
+    let ended = Ended::of(&output);
     let facts = ended.json();
     (ended, facts)
 }

@@ -36,11 +36,7 @@ fn audit_folder(world: &World, folder: &Path) -> Ended {
         .current_dir("/")
         .output()
         .expect("the program starts");
-    Ended {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    Ended::of(&output)
 }
 
 #[test]

@@ -20,11 +20,7 @@ fn run_with(world: &World, variables: &[(&str, &str)], arguments: &[&str]) -> En
     let mut command = world.command(arguments);
     command.env_remove("TARGET_ENV").envs(variables.iter().copied());
     let output = command.output().expect("the program starts");
-    Ended {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    Ended::of(&output)
 }
 
 fn clock(facts: &Value, check: &str) -> Value {

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use support::faults::{
-    Call, READS, WRITES, accounts, backups, contents, copy_folder, ended, expirable, file_name,
-    hold_archiving, kept_objects, left_in_tmp, nothing_is_missing, random, segments, small_world, some_of,
-    stored_segments, traced, verify_is_clean,
+    Call, READS, WRITES, accounts, backups, contents, copy_folder, expirable, file_name, hold_archiving,
+    kept_objects, left_in_tmp, nothing_is_missing, random, segments, small_world, some_of, stored_segments,
+    traced, verify_is_clean,
 };
 use support::{Ended, Random, World};
 
@@ -63,7 +63,7 @@ fn each_write_of_a_push_that_fails_is_told_and_the_next_push_puts_it_right() {
         for error in ["EIO", "ENOSPC"] {
             anew();
             let (output, made) = pushing.run(Some((call, &format!("error={error}"))), &push);
-            let pushed = ended(&output);
+            let pushed = Ended::of(&output);
             met += usize::from(made.iter().any(|call| call.injected));
             assert!(
                 (0..=125).contains(&pushed.code),
@@ -102,7 +102,7 @@ fn what_a_push_finds_there_already_is_made_durable_before_it_is_acknowledged() {
     let pushing = traced(&world, &world.repository(), WRITES);
     let push = |inject: Option<(&Call, &str)>, path: &Path| {
         let (output, calls) = pushing.run(inject, &["wal", "push", &path.display().to_string()]);
-        (ended(&output), calls)
+        (Ended::of(&output), calls)
     };
     let (first, second) = (paths.next().expect("a path"), paths.next().expect("a path"));
     let (pushed, calls) = push(None, &first);
@@ -156,7 +156,7 @@ fn a_backup_makes_the_packs_durable_that_an_interrupted_one_has_left() {
         .collect();
     assert_eq!(left.len(), 1, "an interrupted run with a pack");
     let (output, calls) = backing_up.run(None, &["backup", "--full", "--json"]);
-    let backup = ended(&output).ok().json();
+    let backup = Ended::of(&output).ok().json();
     assert!(backup["pages_reused"].as_u64() > Some(0), "{backup:#}");
     assert!(
         calls
@@ -195,7 +195,7 @@ fn a_source_that_cannot_be_read_ends_the_backup_and_the_push_by_name() {
     let mut failures = 0;
     for call in chosen {
         let (output, made) = reading.run(Some((call, "error=EIO")), &backup);
-        let ended = ended(&output);
+        let ended = Ended::of(&output);
         let met = made.iter().filter(|call| call.injected).any(|call| call.ours);
         println!("{}: {} {:?}", call.shown, ended.code, ended.codes());
         if !met {
@@ -234,7 +234,7 @@ fn a_source_that_cannot_be_read_ends_the_backup_and_the_push_by_name() {
     for call in calls.iter().filter(|call| call.names(&path)) {
         let (output, made) = reading.run(Some((call, "error=EIO")), &push);
         assert!(made.iter().any(|call| call.injected && call.ours));
-        ended(&output).failed(1, "file-read");
+        Ended::of(&output).failed(1, "file-read");
         assert!(!stored_segments(&world).contains(&name));
     }
     world.run(&push).ok();
@@ -290,7 +290,7 @@ fn a_repository_that_cannot_be_read_is_never_taken_for_an_empty_or_a_damaged_one
         };
         clear();
         let (output, calls) = reading.run(None, arguments);
-        let right = ended(&output).code;
+        let right = Ended::of(&output).code;
         let ours: Vec<Call> = calls.into_iter().filter(|call| call.ours).collect();
         assert!(ours.len() > 2, "{arguments:?}: {ours:?}");
         let mut failures = 0;
@@ -300,7 +300,7 @@ fn a_repository_that_cannot_be_read_is_never_taken_for_an_empty_or_a_damaged_one
             if !made.iter().any(|call| call.injected && call.ours) {
                 continue;
             }
-            let ended = ended(&output);
+            let ended = Ended::of(&output);
             println!(
                 "{arguments:?}: {}: {} {:?}",
                 call.shown,
@@ -355,7 +355,7 @@ fn what_cannot_be_brought_to_disk_is_not_there_for_a_backup_or_a_restore() {
     for (number, call) in chosen.enumerate() {
         let error = ["error=EIO", "error=ENOSPC"][number % 2];
         let (output, made) = writing.run(Some((call, error)), &backup);
-        let ended = ended(&output);
+        let ended = Ended::of(&output);
         println!("{error} {}: {} {:?}", call.shown, ended.code, ended.codes());
         if !made.iter().any(|call| call.injected && call.ours) {
             before = backups(&world);
@@ -411,7 +411,7 @@ fn what_cannot_be_brought_to_disk_is_not_there_for_a_backup_or_a_restore() {
         if !made.iter().any(|call| call.injected && call.ours) {
             continue;
         }
-        let ended = ended(&output);
+        let ended = Ended::of(&output);
         println!("{error} {}: {} {:?}", call.shown, ended.code, ended.codes());
         told(&ended, &["restore-write", "restore-owner", "aside-rename"], call);
         failures += usize::from(ended.code != 0);
@@ -464,7 +464,7 @@ fn failed_expiries(test: &str, choose: impl Fn(&[Call], &mut Random) -> Vec<Call
         if !made.iter().any(|call| call.injected && call.ours) {
             continue;
         }
-        let ended = ended(&output);
+        let ended = Ended::of(&output);
         println!("{error} {}: {} {:?}", call.shown, ended.code, ended.codes());
         told(&ended, &["store-io", "store-full", "store-denied"], &call);
         failures += usize::from(ended.code != 0);

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use cluster::StopMode;
 use repository::RecipientKey;
 use support::faults::{
-    READS, accounts, backups, contents, copy_folder, ended, file_name, hold_archiving, kept_objects, random,
+    READS, accounts, backups, contents, copy_folder, file_name, hold_archiving, kept_objects, random,
     segments, traced, verify_is_clean, wait_until,
 };
 use support::{Ended, World};
@@ -38,7 +38,7 @@ fn objects(world: &World) -> BTreeMap<PathBuf, Vec<u8>> {
 /// Runs a command with another configuration, in this folder.
 fn run_with(world: &World, configuration: &Path, folder: &Path, arguments: &[&str]) -> Ended {
     let mut command = world.command_with(configuration, arguments);
-    ended(&command.current_dir(folder).output().expect("runs"))
+    Ended::of(&command.current_dir(folder).output().expect("runs"))
 }
 
 /// The configuration with one text replaced, under another name.
@@ -118,7 +118,7 @@ fn run_by_clock(world: &World, offset: &str, arguments: &[&str]) -> Ended {
         .stdin(Stdio::null())
         .output()
         .expect("faketime runs: apt-get install faketime");
-    ended(&output)
+    Ended::of(&output)
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn a_server_that_dies_during_a_backup_leaves_no_backup_and_no_row_is_lost() {
         .expect("a number");
     let pid = rustix::process::Pid::from_raw(postmaster).expect("a process");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
-    let told = ended(&child.wait_with_output().expect("it ends"));
+    let told = Ended::of(&child.wait_with_output().expect("it ends"));
     println!("{:?}", told.codes());
     told.failed(1, "backup-aborted");
     assert_eq!(backups(&world), before);
@@ -294,7 +294,7 @@ fn of_two_servers_that_push_under_one_name_one_is_archived_and_the_other_is_told
                 .stderr(Stdio::piped());
             command.spawn().expect("starts")
         });
-        let pushed = children.map(|child| ended(&child.wait_with_output().expect("it ends")));
+        let pushed = children.map(|child| Ended::of(&child.wait_with_output().expect("it ends")));
         let winner = pushed
             .iter()
             .position(|pushed| pushed.code == 0)

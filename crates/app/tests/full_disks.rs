@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 use cluster::StopMode;
 use support::faults::{
-    Call, SmallDisk, WRITES, accounts, backups, contents, ended, kept_objects, left_in_tmp, small_segments,
+    Call, SmallDisk, WRITES, accounts, backups, contents, kept_objects, left_in_tmp, small_segments,
     small_world, stored_segments, traced, verify_is_clean, wait_until,
 };
 use support::{Ended, World};
@@ -180,7 +180,7 @@ fn a_full_destination_never_starts_and_a_rerun_finishes_when_there_is_room() {
         .expect("strace runs");
     wait_until("the restore's beginning", || into.join("base").exists());
     let ballast = disk.fill(1 << 20);
-    full(ended(&child.wait_with_output().expect("it ends")));
+    full(Ended::of(&child.wait_with_output().expect("it ends")));
     assert!(!control.exists(), "a half restored directory could start");
     std::fs::remove_file(&ballast).expect("removed");
     world.run(&restore).ok();
@@ -216,7 +216,7 @@ fn a_full_destination_never_starts_and_a_rerun_finishes_when_there_is_room() {
         .expect("strace runs");
     wait_until("the delta's beginning", || !control.exists());
     let ballast = disk.fill(200 << 10);
-    full(ended(&child.wait_with_output().expect("it ends")));
+    full(Ended::of(&child.wait_with_output().expect("it ends")));
     assert!(!control.exists(), "a half restored directory could start");
     std::fs::remove_file(&ballast).expect("removed");
     world.run(&delta).ok();
@@ -271,7 +271,7 @@ fn a_server_whose_disk_is_full_is_not_made_worse_by_a_backup() {
 
     let data = world.production.data_directory().to_owned();
     let (output, calls) = traced(&world, &data, WRITES).run(None, &["backup", "--archive-timeout", "5"]);
-    let told = ended(&output);
+    let told = Ended::of(&output);
     println!(
         "a backup of a server with a full disk: {} {:?}",
         told.code,

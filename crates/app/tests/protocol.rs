@@ -40,11 +40,7 @@ fn run(world: &World, configuration: &Path, arguments: &[&str]) -> Ended {
         .command_with(configuration, arguments)
         .output()
         .expect("the program starts");
-    Ended {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    Ended::of(&output)
 }
 
 fn backup(world: &World, configuration: &Path) -> Value {

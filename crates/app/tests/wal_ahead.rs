@@ -267,11 +267,7 @@ fn push_first(world: &World) -> (String, support::Ended) {
         .current_dir(world.production.data_directory())
         .output()
         .expect("runs");
-    let ended = support::Ended {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    };
+    let ended = support::Ended::of(&output);
     (name, ended)
 }
 
@@ -608,11 +604,7 @@ fn recovering(world: &World, name: &str, started: u32) -> PathBuf {
 fn get(world: &World, directory: &Path, name: &str) -> support::Ended {
     let mut command = world.command(&["--json", "wal", "get", name, "pg_wal/RECOVERYXLOG"]);
     let output = command.current_dir(directory).output().expect("runs");
-    support::Ended {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    support::Ended::of(&output)
 }
 
 fn was_prefetched(ended: &support::Ended) -> bool {

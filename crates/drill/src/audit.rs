@@ -11,7 +11,7 @@ use diagnostic::{Error, Result};
 use repository::{Chain, ChainLink, first_difference};
 use serde::Serialize;
 
-use crate::evidence::{CHAIN, MANIFEST, derived, hex, sha256};
+use crate::evidence::{CHAIN, MANIFEST, derived, sha256_hex};
 use crate::facts::{FACTS_VERSION, Facts};
 use crate::sign_off::{self, Signature, Signers};
 use crate::verdict::{Reason, Status, Verdict, judge};
@@ -275,13 +275,13 @@ impl<'a> Looking<'a> {
             _ => self.file(name),
         };
         let Some(content) = content else { return };
-        let found = hex(&sha256(content));
+        let found = sha256_hex(content);
         if found == sum {
             self.audit.files_whole += 1;
             return;
         }
         // What was recorded can be made again from the facts: then the byte can be named.
-        let recorded = expected.get(name).filter(|again| hex(&sha256(again)) == sum);
+        let recorded = expected.get(name).filter(|again| sha256_hex(again) == sum);
         let byte = recorded.and_then(|again| first_difference(again, content));
         let text = format!("Its SHA-256 is {found}; the manifest says {sum}.");
         self.find("file-differs", name, byte, text);
@@ -308,7 +308,7 @@ impl<'a> Looking<'a> {
             return added;
         };
         let manifest = match bundle.files.get(MANIFEST) {
-            Some(Ok(bytes)) => hex(&sha256(bytes)),
+            Some(Ok(bytes)) => sha256_hex(bytes),
             _ => return added,
         };
         let mut named = false;
@@ -333,7 +333,7 @@ impl<'a> Looking<'a> {
                 Some(addition) => {
                     added.insert(addition.file.clone());
                     if let Some(content) = self.file(&addition.file) {
-                        let found = hex(&sha256(content));
+                        let found = sha256_hex(content);
                         if found != addition.sha256 {
                             let text = format!(
                                 "Its SHA-256 is {found}; link {} says {}.",
@@ -355,7 +355,7 @@ impl<'a> Looking<'a> {
     fn signatures(&mut self, signers: &Signers) {
         let bundle = self.bundle;
         let sum = |name: &str| match bundle.files.get(name) {
-            Some(Ok(content)) => Some(hex(&sha256(content))),
+            Some(Ok(content)) => Some(sha256_hex(content)),
             _ => None,
         };
         for (name, content) in &bundle.files {

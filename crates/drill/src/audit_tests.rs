@@ -55,9 +55,7 @@ fn record(world: &World, facts: &Facts, verdict: &Verdict) -> Signers {
         };
         let subject = Subject {
             manifest: link.manifest.clone(),
-            facts: evidence::hex(&evidence::sha256(
-                stored.files["facts.json"].as_ref().expect("facts"),
-            )),
+            facts: evidence::sha256_hex(stored.files["facts.json"].as_ref().expect("facts")),
         };
         let bytes = sign_off::seal(&key, sign_off, &subject).expect("a signature");
         let file = sign_off::file_name(role, &key.public());

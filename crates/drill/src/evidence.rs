@@ -64,7 +64,7 @@ pub fn bundle(facts: &Facts, verdict: &Verdict, documents: Documents) -> Result<
     files.sort();
     let mut manifest = String::new();
     for (name, content) in &files {
-        manifest.push_str(&format!("{}  {name}\n", hex(&sha256(content))));
+        manifest.push_str(&format!("{}  {name}\n", sha256_hex(content)));
     }
     let sum = sha256(manifest.as_bytes());
     files.push((MANIFEST.to_string(), manifest.into_bytes()));
@@ -141,11 +141,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 /// SHA-256, hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&sha256(bytes))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    repository::hex::encode(&sha256(bytes))
 }
 
 #[cfg(test)]
@@ -155,6 +151,6 @@ mod tests {
     #[test]
     fn sha_256_is_the_one_that_everybody_computes() {
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        assert_eq!(hex(&sha256(b"")), empty);
+        assert_eq!(sha256_hex(b""), empty);
     }
 }

@@ -4,12 +4,12 @@
 //! it holds the profiles with their digests, so that criteria which were changed afterwards show; a run uses a
 //! registration once, and says where it did not keep to it.
 
-use aws_lc_rs::digest::{SHA256, digest};
 use diagnostic::{Error, Result};
 use jiff::Timestamp;
 use repository::ClusterRepository;
 use serde::{Deserialize, Serialize};
 
+use crate::evidence::{sha256, sha256_hex};
 use crate::facts::{Facts, People, ProfileFacts, Registration};
 use crate::forecast::{DRILLS_READ, EarlierDrill};
 use crate::options::Drill;
@@ -82,7 +82,7 @@ pub fn register(drill: &Drill<'_>, preflight: &Preflight, due: Option<Timestamp>
         Error::new("evidence-encode", "the registration cannot be written as JSON").caused_by(&error)
     })?;
     let id = repository::registration_id(now);
-    let manifest = format!("{}  {FILE}\n", hex(&sha256(&text)));
+    let manifest = format!("{}  {FILE}\n", sha256_hex(&text));
     drill.repository.put_evidence(&id, FILE, &text)?;
     drill
         .repository
@@ -167,12 +167,4 @@ pub fn compare(id: &str, registered: &Registered, facts: &Facts) -> Registration
         policy_digest_now: policy_digest(&facts.profiles),
         deviations,
     }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    digest(&SHA256, bytes).as_ref().try_into().unwrap_or_default()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

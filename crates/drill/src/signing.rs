@@ -10,10 +10,9 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use diagnostic::{Error, Result};
+use repository::hex::{decode, encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
-
-use crate::evidence::hex;
 
 const KEY_FILE_TAG: &str = "pgproof-signing-1";
 const PREFIX: &str = "ed25519:";
@@ -32,7 +31,7 @@ impl PublicKey {
 
     /// Sixteen hexadecimal digits that stand for the key in the name of a file.
     pub fn short(&self) -> String {
-        let mut digits = hex(&crate::evidence::sha256(&self.0));
+        let mut digits = crate::evidence::sha256_hex(&self.0);
         digits.truncate(16);
         digits
     }
@@ -135,7 +134,7 @@ impl SigningKey {
         if words.next() != Some(KEY_FILE_TAG) {
             return Err(bad("Its line does not begin with \"pgproof-signing-1\""));
         }
-        let seed = words.next().and_then(unhex).map(Zeroizing::new);
+        let seed = words.next().and_then(decode).map(Zeroizing::new);
         let seed = seed.ok_or_else(|| bad("The key is not 64 hexadecimal digits"))?;
         let crc = format!("{:08x}", crc32c::crc32c(&*seed));
         if words.next() != Some(crc.as_str()) || words.next().is_some() {
@@ -146,7 +145,7 @@ impl SigningKey {
 
     /// The text of the key file of a person.
     pub fn to_key_file_text(&self, name: &str) -> Zeroizing<String> {
-        let digits = Zeroizing::new(hex(&*self.seed));
+        let digits = Zeroizing::new(encode(&*self.seed));
         Zeroizing::new(format!(
             "# The signing key of {name}. Whoever has it signs in that name.\n\
              # public: {}\n\
@@ -166,19 +165,6 @@ impl SigningKey {
     }
 }
 
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let digits = text.as_bytes();
-    if digits.len() != 64 {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |at: usize| pair.get(at).and_then(|digit| char::from(*digit).to_digit(16));
-        *byte = (digit(0)? * 16 + digit(1)?) as u8;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,15 +172,15 @@ mod tests {
     #[test]
     fn the_signature_is_the_one_of_rfc_8032() {
         // Section 7.1, test 2.
-        let seed = unhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb").unwrap();
+        let seed = decode("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb").unwrap();
         let key = SigningKey::from_seed(Zeroizing::new(seed)).unwrap();
         assert_eq!(
-            hex(&key.public.0),
+            encode(&key.public.0),
             "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
         );
         let expected = "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
                         085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00";
-        assert_eq!(hex(&key.sign(&[0x72])), expected);
+        assert_eq!(encode(&key.sign(&[0x72])), expected);
         assert!(key.public.verifies(&[0x72], &key.sign(&[0x72])));
         assert!(!key.public.verifies(&[0x73], &key.sign(&[0x72])));
     }
@@ -209,7 +195,7 @@ mod tests {
             key.public().to_string().parse::<PublicKey>().unwrap(),
             key.public()
         );
-        let seed = hex(&*key.seed);
+        let seed = encode(&*key.seed);
         assert!(text.contains(&seed) && !format!("{key:?}").contains(&seed));
         let digit = if text.contains("-1 0") { "-1 1" } else { "-1 0" };
         let at = text.find("-1 ").unwrap();

@@ -19,7 +19,7 @@ mod expiries;
 mod extents;
 mod file_writer;
 mod framed;
-mod hex;
+pub mod hex;
 mod identity;
 mod keys;
 mod leaf_builder;

@@ -158,15 +158,6 @@ impl Traced<'_> {
     }
 }
 
-/// How a command ended.
-pub fn ended(output: &Output) -> Ended {
-    Ended {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
 impl Ended {
     /// The stable codes of the errors that were told, in their order.
     pub fn codes(&self) -> Vec<&str> {

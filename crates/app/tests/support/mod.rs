@@ -30,6 +30,14 @@ pub struct Ended {
 }
 
 impl Ended {
+    pub fn of(output: &Output) -> Ended {
+        Ended {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|e| panic!("not JSON ({e}):\n{}\n{}", self.stdout, self.stderr))
@@ -138,11 +146,7 @@ impl World {
     pub fn run(&self, arguments: &[&str]) -> Ended {
         let mut command = self.command(arguments);
         let output: Output = command.output().expect("the program starts");
-        Ended {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Ended::of(&output)
     }
 
     /// The same, not yet started.
