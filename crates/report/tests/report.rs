@@ -392,6 +392,78 @@ fn a_failed_drill_answers_what_it_means_for_production() {
 }
 
 #[test]
+fn every_step_stands_in_its_phase_of_the_timeline() {
+    for name in ALL {
+        let steps = facts(name).steps;
+        let (_, text) = report(name);
+        let text = unmarked(&text);
+        let (_, rest) = text.split_once("### 3.2 Execution Phase").expect("the execution");
+        let (mut execution, rest) = rest.split_once("### 3.3 Post-Drill Phase").expect("what follows");
+        let (after, _) = rest.split_once("## 4. Detailed Results").expect("the results");
+        for step in steps {
+            let cell = format!("| {} |", step.title);
+            if ["tear-down", "archive-after"].contains(&step.id.as_str()) {
+                assert!(after.contains(&cell), "{name}: {cell}");
+                continue;
+            }
+            let found = execution.split_once(&cell);
+            execution = found
+                .unwrap_or_else(|| panic!("{name}: {cell} is missing or misplaced"))
+                .1;
+        }
+        assert!(
+            after.contains("| Stop the copy and remove it | Completed |"),
+            "{name}: {after}"
+        );
+    }
+}
+
+#[test]
+fn who_is_told_follows_from_what_was_found() {
+    let owner = "| Escalate to the data's owner; ";
+    let lead = "Tell the engineering lead within 1 hour";
+    for (name, to_the_owner, to_the_lead) in [
+        ("rows-differ", true, true),
+        ("wal-missing", false, true),
+        ("passed", false, false),
+    ] {
+        let (_, text) = report(name);
+        let told = (text.contains(owner), text.contains(lead));
+        assert_eq!(told, (to_the_owner, to_the_lead), "{name}");
+    }
+    let mut facts = facts("passed");
+    facts.people.others = ["escalation", "dba"].map(person_as).into();
+    let text = report::markdown(&facts, &judge(&facts), &Circumstances::default());
+    let text = unmarked(&text);
+    for role in ["escalation", "dba"] {
+        let row = format!("| {role} | Carla the {role} | As agreed |");
+        assert!(text.contains(&row), "{row}");
+    }
+}
+
+fn person_as(role: &str) -> drill::facts::Person {
+    drill::facts::Person {
+        role: role.into(),
+        name: format!("Carla the {role}"),
+    }
+}
+
+#[test]
+fn a_drill_that_ended_early_says_where_to_look_first() {
+    let (_, text) = report("wal-missing");
+    let text = unmarked(&text);
+    assert!(text.contains("| Step | `plan` |"), "{text}");
+    assert!(
+        text.contains("| Hint | If the segment is still in the primary's pg_wal, run "),
+        "{text}"
+    );
+    let help = "Where to look first: `pgproof wal gaps` lists what is missing; ";
+    assert!(text.contains(help), "{text}");
+    let (_, passed) = report("passed");
+    assert!(!passed.contains("Where to look first"));
+}
+
+#[test]
 fn a_changed_row_is_shown_with_its_table_and_without_its_content() {
     let (status, text) = report("rows-differ");
     assert_eq!(status, Status::Failed);
