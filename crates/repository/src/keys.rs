@@ -376,7 +376,7 @@ pub(crate) fn open_keyring(
 }
 
 /// The keyrings of all epochs that a recipient was given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Keychain {
     /// Ascending by epoch; never empty.
     keyrings: Vec<Keyring>,

@@ -69,7 +69,7 @@ pub use read::{BlockReader, Piece, Wanted};
 pub use repository::{ClusterRepository, Repository};
 pub use run::{Run, RunInfo};
 pub use store::{LocalFolder, ObjectInfo, ObjectWriter, Put, RequestCounts, Store, create_store, open_store};
-pub use store::{S3Credentials, S3Keys, S3Options, S3Store};
+pub use store::{OverlayStore, S3Credentials, S3Keys, S3Options, S3Store};
 pub use tree_reader::{Entries, Leaves, TreeReader};
 pub use tree_writer::{TreeStatistics, TreeWriter};
 pub use verifications::Verification;

@@ -192,6 +192,19 @@ impl Repository {
         })
     }
 
+    /// The same repository as another store shows it: a clone of its own ([`crate::OverlayStore`]).
+    pub fn over(&self, store: Arc<dyn Store>) -> Repository {
+        Repository {
+            inner: Arc::new(Inner {
+                store,
+                header: self.inner.header.clone(),
+                id: self.inner.id,
+                identity: self.inner.identity.clone(),
+                keychain: self.inner.keychain.clone(),
+            }),
+        }
+    }
+
     /// Looks at what stands outside of containers: each object's name, size, and what is wrong with it.
     pub(crate) fn look_at_plain_objects(&self) -> Result<Vec<(String, u64, Result<()>)>> {
         let store = &self.inner.store;

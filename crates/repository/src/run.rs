@@ -160,6 +160,16 @@ impl ClusterRepository {
         Ok(backup)
     }
 
+    /// The object that makes a backup exist.
+    pub fn record_object(&self, id: BackupId) -> String {
+        self.names().record(id)
+    }
+
+    /// The object of a pack that a backup refers to.
+    pub fn pack_object(&self, pack: &PackUse) -> String {
+        self.names().pack(pack.kind, &pack.pack)
+    }
+
     /// Runs without a record, oldest first.
     pub fn unfinished_runs(&self) -> Result<Vec<RunInfo>> {
         let mut runs = self.store().list_folders(&self.names().intents())?;

@@ -16,10 +16,12 @@ use serde::{Deserialize, Serialize};
 
 mod conformance;
 mod local_folder;
+mod overlay;
 mod s3;
 
 pub use conformance::{conformance, conformance_but_races};
 pub use local_folder::LocalFolder;
+pub use overlay::OverlayStore;
 pub(crate) use s3::read_answers;
 pub use s3::{PART_BYTES, S3Credentials, S3Keys, S3Options, S3Store, SINGLE_PUT_BYTES_MAX};
 
