@@ -127,20 +127,27 @@ pub fn steps(facts: &Facts) -> String {
         .max()
         .unwrap_or(1)
         .max(1);
-    let (left, right, row) = (300.0, 84.0, 17.0);
+    let (left, right, row, line) = (300.0, 84.0, 17.0, 12.0);
     let scale = (WIDTH - left - right) / end as f64;
+    let titles: Vec<Vec<String>> = facts.steps.iter().map(|step| wrapped(&step.title)).collect();
+    let further: usize = titles.iter().map(|lines| lines.len() - 1).sum();
     open(
         &mut out,
-        facts.steps.len() as f64 * row + 4.0,
+        titles.len() as f64 * row + further as f64 * line + 4.0,
         "Steps of the drill",
     );
-    for (at, step) in facts.steps.iter().enumerate() {
-        let y = at as f64 * row;
-        let mut title: String = step.title.chars().take(54).collect();
-        if title.len() < step.title.len() {
-            title.push('\u{2026}');
+    let mut y = 0.0;
+    for (at, (step, title)) in facts.steps.iter().zip(&titles).enumerate() {
+        for (number, words) in title.iter().enumerate() {
+            text(
+                &mut out,
+                0.0,
+                y + 12.0 + number as f64 * line,
+                "start",
+                "key",
+                words,
+            );
         }
-        text(&mut out, 0.0, y + 12.0, "start", "key", &title);
         let x = left + between_ms(facts.started_at, step.started_at) as f64 * scale;
         let width = step.duration_ms as f64 * scale;
         let (fill, words) = match step.outcome {
@@ -165,9 +172,30 @@ pub fn steps(facts: &Facts) -> String {
             "key",
             &words,
         );
+        y += row + (title.len() - 1) as f64 * line;
     }
     out.push_str("</svg>");
     out
+}
+
+/// A title in lines that fit beside the bars; at least one.
+fn wrapped(title: &str) -> Vec<String> {
+    const CHARACTERS_MAX: usize = 52;
+    let mut lines = vec![String::new()];
+    for word in title.split_whitespace() {
+        let letters: Vec<char> = word.chars().collect();
+        for (number, piece) in letters.chunks(CHARACTERS_MAX).enumerate() {
+            let Some(line) = lines.last_mut() else { break };
+            let taken = line.chars().count();
+            let space = usize::from(taken > 0 && number == 0);
+            if taken > 0 && taken + space + piece.len() > CHARACTERS_MAX {
+                lines.push(piece.iter().collect());
+            } else {
+                line.extend(std::iter::repeat_n(' ', space).chain(piece.iter().copied()));
+            }
+        }
+    }
+    lines
 }
 
 /// One value from drill to drill.
@@ -292,4 +320,24 @@ pub fn trends(series: &[Series<'_>]) -> String {
     }
     out.push_str("</svg>");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_title_is_wrapped_and_nothing_of_it_is_lost() {
+        let title = "Recover the same point from another backup, and compare every relation of both versions";
+        let lines = wrapped(title);
+        assert!(
+            lines.len() == 2 && lines.iter().all(|line| line.chars().count() <= 52),
+            "{lines:?}"
+        );
+        assert_eq!(lines.join(" "), title);
+        let word = "x".repeat(120);
+        let lines = wrapped(&word);
+        assert_eq!((lines.len(), lines.concat()), (3, word));
+        assert_eq!(wrapped(""), [""]);
+    }
 }
