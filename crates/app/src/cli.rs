@@ -491,6 +491,12 @@ pub enum Drill {
     Plan(DrillPlan),
     /// Go or no-go: look through the gates, days before a drill and minutes before it
     Preflight(DrillOf),
+    /// Take up a drill that was killed, from its last whole step
+    Resume(DrillResume),
+    /// End a drill that runs, in an orderly way: its copy is removed, and it is recorded as ABORTED
+    Abort(DrillAbort),
+    /// Drill the drill: plant faults in clones of the backups, and see each caught
+    Selftest(DrillSelftest),
     /// Commit a standing marker in production, by which points of the past are proved later; run it from a timer
     Mark(OfCluster),
     /// List drills with their quarter, recovery time and status, what is scheduled, and the trend
@@ -572,6 +578,41 @@ pub struct DrillRun {
     /// Sign the result as operator with the key in this file; `-`: standard input
     #[arg(long, value_name = "FILE")]
     pub sign_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillAbort {
+    /// The drill's name [default: the only one that runs there]
+    #[arg(value_name = "DRILL")]
+    pub drill: Option<String>,
+    /// Where its throw-away copy is [default: below /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillResume {
+    /// The drill's name [default: the only one that was interrupted there]
+    #[arg(value_name = "DRILL")]
+    pub drill: Option<String>,
+    /// Where its throw-away copy is [default: below /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillSelftest {
+    #[command(flatten)]
+    pub of: DrillOf,
+    /// Plant only this fault, by its word in the matrix
+    #[arg(long, value_name = "FAULT")]
+    pub fault: Vec<String>,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
 }
 
 /// A fault in the throw-away copy.

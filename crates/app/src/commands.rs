@@ -4,11 +4,14 @@ mod backup;
 mod check;
 mod config;
 mod drill;
+mod drill_abort;
 mod drill_audit;
 mod drill_due;
 mod drill_follow_up;
 mod drill_list;
 mod drill_plan;
+mod drill_resume;
+mod drill_selftest;
 mod drill_setup;
 mod drill_show;
 mod drill_sign;
@@ -69,6 +72,9 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::SandboxExec(arguments) => sandbox::run(&arguments),
         Command::Restore(arguments) => restore::run(context, &arguments),
         Command::Drill(cli::Drill::Run(arguments)) => drill::run(context, &arguments),
+        Command::Drill(cli::Drill::Resume(arguments)) => drill_resume::run(context, &arguments),
+        Command::Drill(cli::Drill::Abort(arguments)) => drill_abort::run(&arguments),
+        Command::Drill(cli::Drill::Selftest(arguments)) => drill_selftest::run(context, &arguments),
         Command::Drill(cli::Drill::Plan(arguments)) => drill_plan::plan(context, &arguments),
         Command::Drill(cli::Drill::Preflight(arguments)) => drill_plan::preflight(context, &arguments),
         Command::Drill(cli::Drill::Mark(arguments)) => drill_plan::mark(context, &arguments),

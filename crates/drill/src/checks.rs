@@ -81,7 +81,7 @@ pub fn draft(id: &str) -> Option<Draft> {
         "target" => Draft::new(
             "target",
             "the server's own log says that recovery stopped for each of the plan's targets, and the server \
-             stands still there",
+             stands still there, at the place in the WAL that the plan had found",
             "the copy stands at every stop of the plan",
         ),
         "bracket" => Draft::new(
@@ -180,6 +180,25 @@ pub fn target(stops: &[StopFacts]) -> Check {
         .filter(|stop| !stop.outcome.is_reached())
         .map(|stop| stop.purpose.clone())
         .collect();
+    let elsewhere: Vec<String> = stops
+        .iter()
+        .filter(|stop| stop.outcome.is_reached() && stop.stands_where_planned() == Some(false))
+        .map(|stop| {
+            let lsn = |lsn: Option<postgres::Lsn>| lsn.unwrap_or_default();
+            let (reached, planned) = (
+                lsn(stop.reached_lsn),
+                lsn(stop.planned.map(|planned| planned.lsn)),
+            );
+            format!("{} (at {reached} instead of {planned})", stop.purpose)
+        })
+        .collect();
+    if bad.is_empty() && !elsewhere.is_empty() {
+        return draft.is(
+            CheckResult::Fail,
+            Some(code::TARGET_NOT_REACHED),
+            format!("stands elsewhere: {}", listed(elsewhere)),
+        );
+    }
     if bad.is_empty() {
         let lsn = stops.iter().rev().find_map(|stop| stop.reached_lsn);
         let at = lsn.map_or_else(String::new, |lsn| format!(", the last one at {lsn}"));

@@ -258,3 +258,34 @@ fn whatever_else_appears_in_the_archive_is_a_failure() {
         (CheckResult::Fail, Some(code::HISTORY_POISONED))
     );
 }
+
+#[test]
+fn a_copy_that_stands_elsewhere_than_planned_has_not_reached_its_target() {
+    let stand = |reached: u64, planned: Option<(u64, bool)>| {
+        let stop = StopFacts {
+            purpose: "the requested target".into(),
+            settings: vec![],
+            outcome: StopOutcome::Paused,
+            reached_lsn: Some(Lsn(reached)),
+            reached_time: None,
+            stop_line: None,
+            duration_ms: 1,
+            planned: planned.map(|(lsn, is_boundary)| PlannedStop {
+                lsn: Lsn(lsn),
+                is_boundary,
+            }),
+        };
+        let check = target(&[stop]);
+        (check.result, check.reason)
+    };
+    let elsewhere = (CheckResult::Fail, Some(code::TARGET_NOT_REACHED.to_string()));
+    let reached = (CheckResult::Pass, None);
+    assert_eq!(stand(0x8000, Some((0x8000, true))), reached);
+    // The header of a page lies between the last record and the next one.
+    assert_eq!(stand(0x8000, Some((0x8028, true))), reached);
+    assert_eq!(stand(0x8000, Some((0x8030, true))), elsewhere);
+    assert_eq!(stand(0x8100, Some((0x8000, true))), elsewhere);
+    // An LSN that somebody names may lie within a record, which is replayed to its end.
+    assert_eq!(stand(0x8100, Some((0x8000, false))), reached);
+    assert_eq!(stand(0x8100, None), reached);
+}

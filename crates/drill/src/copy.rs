@@ -26,6 +26,7 @@ use restore::Plan;
 
 use crate::feed::Feed;
 use crate::log;
+use crate::resume;
 use crate::rows::aborted;
 use crate::verdict::code;
 
@@ -43,6 +44,8 @@ const FOLDER_PREFIX: &str = "pgproof-drill-";
 const SAME_SECOND_MAX: u32 = 1000;
 const LOCK_NAME: &str = "lock";
 const KEPT_NAME: &str = "kept";
+/// A drill that finds this in its folder ends in an orderly way.
+const ABORT_NAME: &str = "abort";
 /// The folder, within a copy's, of another version of the backup.
 pub(crate) const SECOND: &str = "v2";
 
@@ -81,6 +84,38 @@ impl CopyFolder {
         std::fs::remove_dir_all(&self.path).map_err(|error| folder_error("remove", &self.path, &error))
     }
 
+    /// Takes the folder of a drill over that was killed. Errors: `copy-folder`, `drill-running`.
+    pub fn take_over(path: &Path) -> Result<CopyFolder> {
+        let path = std::fs::canonicalize(path).map_err(|error| folder_error("find", path, &error))?;
+        let lock_path = path.join(LOCK_NAME);
+        let lock = File::open(&lock_path).map_err(|error| folder_error("open", &lock_path, &error))?;
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::new(
+                "drill-running",
+                format!("the drill in \"{}\" still runs", path.display()),
+            )
+            .hint("Wait for it, or end it with `pgproof drill abort`."));
+        }
+        for data in [path.join("data"), path.join(SECOND).join("data")] {
+            if data.exists() {
+                Instance::stop_leftover(&data, STOP_LIMIT)?;
+            }
+        }
+        let asked = path.join(ABORT_NAME);
+        match std::fs::remove_file(&asked) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(folder_error("remove", &asked, &error));
+            }
+            _ => {}
+        }
+        Ok(CopyFolder { path, _lock: lock })
+    }
+
+    /// Whether somebody has asked this drill to end.
+    pub fn is_to_end(&self) -> bool {
+        self.path.join(ABORT_NAME).exists()
+    }
+
     /// Tells later drills to leave the folder alone.
     pub fn keep(&self) -> Result<()> {
         let path = self.path.join(KEPT_NAME);
@@ -106,6 +141,60 @@ fn unused_folder(parent: &Path, name: &str) -> Result<PathBuf> {
             Err(error) => return Err(folder_error("make", &path, &error)),
         }
     }
+}
+
+/// The folders of drills that run below `parent`, by the names of the drills (`20260125T143000Z`). Error: `copy-folder`.
+pub fn running(parent: &Path) -> Result<Vec<(String, PathBuf)>> {
+    folders(parent, is_held)
+}
+
+/// The folders of drills below `parent` that were interrupted and can be taken up again. Error: `copy-folder`.
+pub fn interrupted(parent: &Path) -> Result<Vec<(String, PathBuf)>> {
+    folders(parent, |folder| {
+        folder.join(resume::FILE).exists() && !is_held(folder)
+    })
+}
+
+fn folders(parent: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<(String, PathBuf)>> {
+    let mut running = Vec::new();
+    let entries = std::fs::read_dir(parent).map_err(|error| folder_error("read", parent, &error))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(drill) = name.to_str().and_then(|name| name.strip_prefix(FOLDER_PREFIX)) else {
+            continue;
+        };
+        if wanted(&entry.path()) {
+            running.push((drill.to_string(), entry.path()));
+        }
+    }
+    running.sort();
+    Ok(running)
+}
+
+/// Whether a drill that lives holds this folder.
+fn is_held(folder: &Path) -> bool {
+    let Ok(lock) = File::open(folder.join(LOCK_NAME)) else {
+        return false;
+    };
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+/// Asks a drill that runs in this folder to end, and waits for it; whether it has ended in time. Error: `copy-folder`.
+pub fn ask_to_end(folder: &Path, limit: Duration) -> Result<bool> {
+    let path = folder.join(ABORT_NAME);
+    match std::fs::write(&path, "the drill is to end\n") {
+        // It has ended by itself meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        written => written.map_err(|error| folder_error("write", &path, &error))?,
+    }
+    let started = Instant::now();
+    while is_held(folder) {
+        if started.elapsed() >= limit {
+            return Ok(false);
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(true)
 }
 
 /// Stops and removes what drills that were killed left in `parent`; the names of the folders.
@@ -580,6 +669,25 @@ mod tests {
         let two = CopyFolder::create(parent.path(), "pitr_drill_1", None).expect("another folder");
         assert_ne!(one.path, two.path);
         assert!(one.path.exists() && two.path.exists());
+    }
+
+    #[test]
+    fn only_a_drill_that_lives_is_asked_to_end() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let living = CopyFolder::create(parent.path(), "pitr_drill_1", None).expect("a folder");
+        drop(CopyFolder::create(parent.path(), "pitr_drill_2", None).expect("a folder"));
+        let running = running(parent.path()).expect("looks");
+        assert_eq!(running, [("1".to_string(), living.path.clone())]);
+        assert!(!living.is_to_end());
+        let ended = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| ask_to_end(&running[0].1, Duration::from_secs(20)).expect("asks"));
+            while !living.is_to_end() {
+                std::thread::sleep(POLL);
+            }
+            drop(living);
+            asked.join().expect("ends")
+        });
+        assert!(ended);
     }
 
     #[test]

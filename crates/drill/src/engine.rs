@@ -6,9 +6,9 @@
 //! facts in it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
 use postgres::{SystemIdentifier, TimelineId};
@@ -18,17 +18,23 @@ use crate::classify;
 use crate::copy::{Copy, CopyFolder};
 use crate::evidence;
 use crate::facts::{
-    CheckResult, FACTS_VERSION, Facts, FailureKind, HttpSeen, Identity, InstantFacts, Measure, Objectives,
-    PointFacts, PointKind, RetryFacts, Scope, StepFacts, StepOutcome, TargetFacts, Teardown,
+    CheckDetail, CheckResult, FACTS_VERSION, Facts, FailureKind, HttpSeen, Identity, InstantFacts,
+    Interruption, Measure, Objectives, PointFacts, PointKind, RetryFacts, Scope, StepFacts, StepOutcome,
+    TargetFacts, Teardown,
 };
 use crate::forecast::{self, EarlierDrill};
 use crate::log;
 use crate::objectives;
-use crate::options::{Drill, DrillTarget, Profile};
+use crate::options::{Documents, Drill, DrillTarget, Profile};
 use crate::perform;
+use crate::point::MadePoint;
+use crate::resume;
 use crate::rows::aborted;
 use crate::server_error::texts;
 use crate::verdict::{Verdict, code, judge};
+
+/// Between two looks at whether the drill is to end.
+const POLL: Duration = Duration::from_millis(100);
 
 /// A drill that has ended, however it ended.
 #[derive(Debug, Clone)]
@@ -58,6 +64,8 @@ pub(crate) struct Run<'a> {
     pub archive_before: Option<crate::archive::Listing>,
     /// Whose additions to the archive are production's own.
     pub archive_of: Option<(SystemIdentifier, TimelineId)>,
+    /// The point that was made, with its key.
+    pub made: Option<MadePoint>,
     /// Digests of the copy at its last stop, for the comparison with another version.
     pub version: Option<crate::versions::Version>,
     /// The database in which production keeps standing markers.
@@ -68,6 +76,8 @@ pub(crate) struct Run<'a> {
     pub loss_unknown: Option<String>,
     /// What earlier drills took.
     pub earlier: Vec<EarlierDrill>,
+    /// What of the step that runs now went to the recovery and to the checks' reading.
+    work: Duration,
     /// When `drill-started` was, by the monotonic clock.
     started: Instant,
     /// Everything that was told while it ran, with times.
@@ -75,10 +85,25 @@ pub(crate) struct Run<'a> {
     steps_total: usize,
 }
 
+/// What a drill gives before it is judged.
+pub(crate) struct Conducted {
+    pub facts: Facts,
+    /// What was told while it ran.
+    pub log: String,
+    /// The point that was made, for further copies.
+    pub made: Option<MadePoint>,
+}
+
 /// Runs a drill from its first to its last step. An error means that not even facts could be gathered (wrong
 /// usage, no place for the copy); everything else is an [`Outcome`]. Error codes: `drill-usage`,
 /// `copy-folder`.
 pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
+    let conducted = conduct(drill)?;
+    finish(drill, conducted, Vec::new())
+}
+
+/// The same without a verdict, and without evidence.
+pub(crate) fn conduct(drill: &Drill<'_>) -> Result<Conducted> {
     check_request(drill)?;
     let started_at = unused_moment(drill)?;
     let mut run = Run {
@@ -86,12 +111,14 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
         facts: blank(drill, started_at),
         archive_before: None,
         archive_of: None,
+        made: None,
         version: None,
         markers_in: None,
         before: BTreeMap::new(),
         loss_unknown: None,
         // That nothing can be learnt from them is no reason not to drill.
         earlier: forecast::load(drill.repository).unwrap_or_default(),
+        work: Duration::ZERO,
         started: Instant::now(),
         log: Vec::new(),
         steps_total: drill.before.len() + perform::STEPS.len(),
@@ -99,18 +126,80 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
     run.mark_at("drill-started", started_at);
     let drill_id = run.facts.identity.drill_id.clone();
     let folder = CopyFolder::create(&drill.sandbox.parent, &drill_id, crate::isolation::owner(drill))?;
-    let mut copy = None;
-    // Whatever ended it stands in the facts.
-    let _ = perform::perform(&mut run, &folder, &mut copy);
-    run.tear_down(&folder, copy);
+    Ok(carry_out(run, &folder, perform::perform))
+}
+
+/// Takes up a drill again that was interrupted, in the folder of its copy. Its evidence is that of one drill, and names the
+/// interruption. Errors: `resume-read`, `drill-running`, `copy-folder`.
+pub fn take_up(drill: &Drill<'_>, folder: &Path) -> Result<Outcome> {
+    let folder = CopyFolder::take_over(folder)?;
+    let saved = resume::read(&folder.path)?;
+    let mut run = Run {
+        drill,
+        facts: saved.facts().clone(),
+        archive_before: saved.archive_before.clone(),
+        archive_of: saved.archive_of,
+        made: None,
+        version: None,
+        markers_in: saved.markers_in.clone(),
+        before: saved.before.clone(),
+        loss_unknown: saved.loss_unknown.clone(),
+        earlier: forecast::load(drill.repository).unwrap_or_default(),
+        work: Duration::ZERO,
+        started: Instant::now(),
+        log: saved.log.clone(),
+        steps_total: drill.before.len() + perform::STEPS.len() + 1,
+    };
+    // Another process's monotonic clock says nothing here: from now on the wall clock counts.
+    for instant in &mut run.facts.instants {
+        instant.offset_ms = None;
+    }
+    run.facts.interruptions.push(Interruption {
+        last_seen: saved.saved_at,
+        resumed_at: (drill.clock)(),
+    });
+    let conducted = carry_out(run, &folder, |run, folder, slot| {
+        perform::go_on(run, folder, slot, saved)
+    });
+    finish(drill, conducted, Vec::new())
+}
+
+/// Makes the steps, cleans up after them, and completes the facts.
+fn carry_out<'a>(
+    mut run: Run<'a>,
+    folder: &CopyFolder,
+    steps: impl FnOnce(&mut Run<'a>, &CopyFolder, &mut Option<Copy>) -> Result<(), Ended>,
+) -> Conducted {
+    let drill = run.drill;
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // `drill abort` asks through the folder.
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                if folder.is_to_end() {
+                    drill.abort.store(true, Ordering::Relaxed);
+                    return;
+                }
+                std::thread::sleep(POLL);
+            }
+        });
+        let mut copy = None;
+        // Whatever ended it stands in the facts.
+        let _ = steps(&mut run, folder, &mut copy);
+        ended.store(true, Ordering::Relaxed);
+        run.tear_down(folder, copy);
+    });
     run.compare_archive();
     let finished_at = (drill.clock)();
     run.mark_at("drill-finished", finished_at);
     run.complete_checks();
     run.facts.limits = limits(&run.facts);
     run.facts.finished_at = Some(finished_at);
-    let log = run.log.join("\n") + "\n";
-    finish(drill, run.facts, log)
+    Conducted {
+        facts: run.facts,
+        log: run.log.join("\n") + "\n",
+        made: run.made,
+    }
 }
 
 /// A drill is named by the second at which it began: the first one that no drill has taken yet.
@@ -120,7 +209,7 @@ fn unused_moment(drill: &Drill<'_>) -> Result<jiff::Timestamp> {
         if drill.repository.list_evidence(&drill_id(now))?.is_empty() {
             return Ok(now);
         }
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -128,11 +217,13 @@ fn drill_id(started_at: jiff::Timestamp) -> String {
     format!("pitr_drill_{}", started_at.strftime("%Y%m%dT%H%M%SZ"))
 }
 
-/// Judges, and keeps the evidence wherever it is to be kept.
-fn finish(drill: &Drill<'_>, facts: Facts, log: String) -> Result<Outcome> {
+/// Judges, and keeps the evidence wherever it is to be kept, with further documents.
+pub(crate) fn finish(drill: &Drill<'_>, conducted: Conducted, further: Documents) -> Result<Outcome> {
+    let Conducted { facts, log, .. } = conducted;
     let verdict = judge(&facts);
     let mut documents = (drill.documents)(&facts, &verdict);
     documents.push(("drill.log".into(), log.into_bytes()));
+    documents.extend(further);
     let bundle = evidence::bundle(&facts, &verdict, documents)?;
     let drill_id = facts.identity.drill_id.clone();
     let mut outcome = Outcome {
@@ -259,6 +350,7 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
         instants: Vec::new(),
         clocks,
         point: Some(point),
+        interruptions: Vec::new(),
     }
 }
 
@@ -320,7 +412,7 @@ impl Run<'_> {
     }
 
     fn mark_at(&mut self, id: &str, at: jiff::Timestamp) {
-        let offset_ms = Some(self.started.elapsed().as_millis() as u64);
+        let offset_ms = self.offset(Duration::ZERO);
         self.record_instant(InstantFacts {
             id: id.into(),
             at,
@@ -328,14 +420,22 @@ impl Run<'_> {
         });
     }
 
-    /// Records a moment that lies this long back.
-    pub fn mark_before(&mut self, id: &str, back: std::time::Duration) {
-        let now = (self.drill.clock)();
+    /// Milliseconds from `drill-started` to so long ago, by a clock that nobody sets; `None` after an interruption.
+    fn offset(&self, back: Duration) -> Option<u64> {
         let offset = self.started.elapsed().saturating_sub(back);
+        self.facts
+            .interruptions
+            .is_empty()
+            .then_some(offset.as_millis() as u64)
+    }
+
+    /// Records a moment that lies this long back.
+    pub fn mark_before(&mut self, id: &str, back: Duration) {
+        let now = (self.drill.clock)();
         self.record_instant(InstantFacts {
             id: id.into(),
             at: now.checked_sub(back).unwrap_or(now),
-            offset_ms: Some(offset.as_millis() as u64),
+            offset_ms: self.offset(back),
         });
     }
 
@@ -354,6 +454,11 @@ impl Run<'_> {
         }
     }
 
+    /// What was told so far.
+    pub fn lines(&self) -> &[String] {
+        &self.log
+    }
+
     /// Tells whoever watches, and keeps it for the log.
     pub fn note(&mut self, text: &str) {
         self.drill.watcher.note(text);
@@ -370,7 +475,7 @@ impl Run<'_> {
     }
 
     /// A failed try of the step that runs now, which is made again.
-    pub fn retried(&mut self, error: &Error, duration: std::time::Duration) {
+    pub fn retried(&mut self, error: &Error, duration: Duration) {
         let message = texts(error).0;
         self.note(&format!("error[{}]: {message}; once more", error.code()));
         if let Some(step) = self.facts.steps.last_mut() {
@@ -396,10 +501,19 @@ impl Run<'_> {
             number,
             self.steps_total.max(number),
             title,
-            expected.map(std::time::Duration::from_millis),
+            expected.map(Duration::from_millis),
         );
         self.keep_line(&format!("step {number} {id}: {title}"));
         (expected, limit)
+    }
+
+    /// Does what the step is for: the recovery itself, or what a check reads. What else a step takes is the engine's own.
+    pub fn working<T>(&mut self, body: impl FnOnce(&mut Self) -> T) -> T {
+        let (before, started) = (self.work, Instant::now());
+        let result = body(self);
+        // Work within work counts once.
+        self.work = before + started.elapsed();
+        result
     }
 
     /// Makes one step: `body` gives its result and a sentence about it.
@@ -437,12 +551,16 @@ impl Run<'_> {
             expected_ms,
             limit_ms,
             retries: Vec::new(),
+            work_ms: None,
         });
+        self.work = Duration::ZERO;
         let result = body(self);
+        let work_ms = Some(self.work.as_millis() as u64);
         let duration_ms = started.elapsed().as_millis() as u64;
         let mut entry = self.facts.steps.get_mut(at);
         if let Some(entry) = &mut entry {
             entry.duration_ms = duration_ms;
+            entry.work_ms = work_ms;
         }
         match result {
             Ok((value, detail)) => {
@@ -486,6 +604,7 @@ impl Run<'_> {
             expected_ms: None,
             limit_ms: None,
             retries: Vec::new(),
+            work_ms: None,
         });
     }
 
@@ -538,6 +657,7 @@ impl Run<'_> {
             expected_ms,
             limit_ms,
             retries: Vec::new(),
+            work_ms: Some(0),
         });
         self.facts.teardown = Some(teardown);
         self.facts.failure = failure;
@@ -648,10 +768,22 @@ fn accepted(facts: &Facts) -> Option<String> {
 
 /// What this drill does not prove, in sentences.
 fn limits(facts: &Facts) -> Vec<String> {
-    let mut limits =
-        vec![
-        "No application was started on the copy: health endpoints, logins, jobs and integrations were not \
-         tried.".to_string(),
+    let tried = facts
+        .checks
+        .iter()
+        .any(|check| matches!(check.detail, Some(CheckDetail::Http(_) | CheckDetail::Command(_))));
+    let application = match tried {
+        true => {
+            "Of the application only what the checks name was tried; whether it used this copy is for whoever started it \
+             to say."
+        }
+        false => {
+            "No application was started on the copy: health endpoints, logins, jobs and integrations were not \
+             tried."
+        }
+    };
+    let mut limits = vec![
+        application.to_string(),
         "The recovery time is that of this host, with fsync off, reading from one copy of the repository; \
          other storage, \
          another network and people's time to decide are not in it."
@@ -660,7 +792,8 @@ fn limits(facts: &Facts) -> Vec<String> {
          not."
             .to_string(),
         "Production's configuration files were replaced by generated ones, so nothing is said about \
-         them.".to_string(),
+         them."
+            .to_string(),
     ];
     if facts.bracket.is_some() {
         limits.push(

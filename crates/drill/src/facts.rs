@@ -97,6 +97,18 @@ pub struct Facts {
     /// The kind of point, and what proves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub point: Option<PointFacts>,
+    /// When the drill was interrupted and taken up again: its last step before, and the first one behind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interruptions: Vec<Interruption>,
+}
+
+/// A drill whose process was gone for a while.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Interruption {
+    /// When its last step before had ended.
+    pub last_seen: Timestamp,
+    /// When it was taken up again.
+    pub resumed_at: Timestamp,
 }
 
 /// Which drill this was.
@@ -248,6 +260,32 @@ pub struct StopFacts {
     pub stop_line: Option<String>,
     /// Milliseconds from the start of the server to this stop.
     pub duration_ms: u64,
+    /// Where the plan, which has read the WAL's records, says that the copy will stand. `None` for the end of the
+    /// backup and the end of the archived WAL, which the server finds by itself.
+    #[serde(default)]
+    pub planned: Option<PlannedStop>,
+}
+
+impl StopFacts {
+    /// Whether the copy stands where the plan says; `None` where either place is not known.
+    pub fn stands_where_planned(&self) -> Option<bool> {
+        // The server names the end of the last record that it replayed; a page's header may lie between that
+        // and the next one.
+        const PAGE_HEADER_BYTES_MAX: u64 = 40;
+        let (planned, reached) = (self.planned?, self.reached_lsn?);
+        let too_early = reached.0.saturating_add(PAGE_HEADER_BYTES_MAX) < planned.lsn.0;
+        let too_late = planned.is_boundary && reached.0 > planned.lsn.0.saturating_add(PAGE_HEADER_BYTES_MAX);
+        Some(!too_early && !too_late)
+    }
+}
+
+/// A place in the WAL at which recovery stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStop {
+    /// Every record that begins before it is replayed.
+    pub lsn: Lsn,
+    /// A record begins or ends there, and none behind it is replayed. An LSN that somebody names may lie within one.
+    pub is_boundary: bool,
 }
 
 /// How the server stopped.
@@ -302,6 +340,17 @@ pub struct StepFacts {
     /// Tries that failed before the last one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retries: Vec<RetryFacts>,
+    /// Milliseconds of it that went to restoring, to the copy's server and its replay, and to the checks' own reading;
+    /// the rest is the engine's own. `None`: not tried, or an older program's.
+    #[serde(default)]
+    pub work_ms: Option<u64>,
+}
+
+impl StepFacts {
+    /// Milliseconds that the engine took for itself.
+    pub fn own_ms(&self) -> Option<u64> {
+        Some(self.duration_ms.saturating_sub(self.work_ms?))
+    }
 }
 
 /// How a step ended.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use cluster::Programs;
 use cluster::sandbox::{LayerState, Network, Probe, ProbeExpectation, ProbeOutcome, Quarantine, Report};
-use diagnostic::Result;
+use diagnostic::{Error, Result};
 use postgres::Major;
 use repository::Backup;
 use restore::Plan;
@@ -22,6 +22,7 @@ use crate::facts::{Layer, ProbeFacts, ProbeResult, QuarantineFacts, QuarantineLe
 use crate::feed::{Feed, Fetched};
 use crate::options::{Drill, Fault};
 use crate::perform::Production;
+use crate::planting;
 
 /// The part of the host's free memory that a copy takes when nobody says how much.
 const MEMORY_SHARE: u64 = 2;
@@ -144,9 +145,16 @@ pub(crate) fn open_copy(
         level: QuarantineLevel::ConfigurationOnly,
     });
     if drill.faults.contains(&Fault::ArchiveCommandInherited) {
-        run.facts
-            .planted_faults
-            .push(Fault::ArchiveCommandInherited.as_str().into());
+        planting::record(run, Fault::ArchiveCommandInherited, "into the copy's own folder");
+    }
+    if drill.faults.contains(&Fault::ProductionReadable) {
+        let file = production.and_then(readable_of_production).ok_or_else(|| {
+            Error::new(
+                "fault-not-planted",
+                "production's data directory is not on this host",
+            )
+        })?;
+        planting::record(run, Fault::ProductionReadable, &file.display().to_string());
     }
     Ok((
         built.copy,
@@ -183,16 +191,24 @@ fn quarantine(
         );
         addresses.push(std::net::SocketAddr::from(([127, 0, 0, 1], facts.port)));
     }
+    let readable = production
+        .filter(|_| drill.faults.contains(&Fault::ProductionReadable))
+        .and_then(readable_of_production);
     hidden.retain(|path| path.is_absolute());
     hidden.sort();
     hidden.dedup();
     Quarantine {
         folder: folder.into(),
         hidden,
-        readable: Vec::new(),
+        readable: readable.into_iter().collect(),
         network: Network::None,
         addresses,
     }
+}
+
+/// A file of production's that a probe tries to read.
+fn readable_of_production(production: &Production) -> Option<PathBuf> {
+    Some(production.facts.data_directory.join("PG_VERSION")).filter(|file| file.is_file())
 }
 
 /// Takes over what the quarantine reported about itself.

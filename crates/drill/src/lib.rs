@@ -35,11 +35,14 @@ pub mod options;
 mod own_checks;
 pub mod page_checks;
 pub mod perform;
+mod planting;
 pub mod point;
 pub mod preflight;
 pub mod profile;
 pub mod registration;
+pub mod resume;
 pub mod rows;
+pub mod selftest;
 pub mod sequences;
 mod server_error;
 pub mod sign_off;
@@ -54,7 +57,7 @@ pub mod verdict;
 mod verdict_tests;
 pub mod versions;
 
-pub use engine::{Outcome, run};
+pub use engine::{Outcome, run, take_up};
 pub use evidence::document;
 pub use facts::Facts;
 pub use options::{

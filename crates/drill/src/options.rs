@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::facts::{Facts, GateFacts, People, PointFacts, ProfileFacts, Rpo, StepFacts};
 use crate::gates::GateLimits;
 use crate::objectives::Objective;
+use crate::point::MadePoint;
 use crate::user_checks::UserCheck;
 use crate::verdict::Verdict;
 
@@ -160,9 +161,25 @@ impl Profile {
 pub enum Fault {
     /// One row is changed on disk, under a valid page checksum.
     RowChangedInCopy,
+    /// One row is gone from its page, under a valid page checksum.
+    RowLostInCopy,
+    /// The file of a table is gone.
+    RelationLostInCopy,
+    /// A byte of a page that no query reads is another one.
+    PageDamagedInCopy,
+    /// Two entries of a B-tree index have changed places, under a valid page checksum.
+    IndexDisorderedInCopy,
+    /// A sequence stands where it began, under a valid page checksum.
+    SequenceRewoundInCopy,
+    /// The recorded version of a collation is another one.
+    CollationOutdatedInCopy,
     /// The copy starts with `archive_mode=on` and an `archive_command` (that writes into the copy's own
     /// folder).
     ArchiveCommandInherited,
+    /// The copy is told to stop before the place that the plan says.
+    StopMoved,
+    /// A file of production's can be read from inside the quarantine.
+    ProductionReadable,
 }
 
 impl Fault {
@@ -170,7 +187,15 @@ impl Fault {
     pub fn as_str(self) -> &'static str {
         match self {
             Fault::RowChangedInCopy => "row-changed-in-copy",
+            Fault::RowLostInCopy => "row-lost-in-copy",
+            Fault::RelationLostInCopy => "relation-lost-in-copy",
+            Fault::PageDamagedInCopy => "page-damaged-in-copy",
+            Fault::IndexDisorderedInCopy => "index-disordered-in-copy",
+            Fault::SequenceRewoundInCopy => "sequence-rewound-in-copy",
+            Fault::CollationOutdatedInCopy => "collation-outdated-in-copy",
             Fault::ArchiveCommandInherited => "archive-command-inherited",
+            Fault::StopMoved => "stop-moved",
+            Fault::ProductionReadable => "production-readable",
         }
     }
 }
@@ -226,6 +251,7 @@ impl Watcher for Silent {
 pub type Documents = Vec<(String, Vec<u8>)>;
 
 /// Everything that a drill is given.
+#[derive(Clone)]
 pub struct Drill<'a> {
     /// The cluster in the copy of the repository that is drilled.
     pub repository: &'a ClusterRepository,
@@ -241,6 +267,8 @@ pub struct Drill<'a> {
     pub guards: Vec<GateFacts>,
     /// How the point was chosen, when the caller chose it.
     pub point: Option<PointFacts>,
+    /// A point that an earlier drill of this process has made in production, instead of another one.
+    pub made: Option<MadePoint>,
     /// A certain backup, instead of the newest one that ended before the point.
     pub backup: Option<repository::BackupId>,
     /// Steps that the caller made before the drill (a backup), for the evidence.

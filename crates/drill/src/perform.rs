@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -25,9 +26,10 @@ use crate::feed::Feed;
 use crate::isolation::{open_copy, owner};
 use crate::options::{Drill, DrillTarget, Grant, Watcher};
 use crate::own_checks;
-use crate::point::{self, Point, PointOptions};
+use crate::point::{self, MadePoint, Point, PointOptions};
 use crate::preflight;
 use crate::registration;
+use crate::resume::{self, Saved};
 use crate::rows::RowKey;
 use crate::server_error::recordable;
 use crate::soundness::check_sound;
@@ -87,18 +89,73 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
         .as_ref()
         .map(|production| (production.facts.system_identifier, production.facts.timeline));
     run.step("archive-before", "List the WAL archive", archive_before)?;
-    let key = run.step("keys", "Draw the keys of the row digests", |_| {
-        Ok((RowKey::generate()?, String::new()))
+    let key = run.step("keys", "Draw the keys of the row digests", |run| {
+        Ok(match &run.drill.made {
+            Some(made) => (
+                Arc::clone(&made.key),
+                "those of the point that is taken over".into(),
+            ),
+            None => (Arc::new(RowKey::generate()?), String::new()),
+        })
     })?;
     let point = make_point(run, production.as_ref(), &key)?;
+    run.made = point.clone().map(|point| MadePoint {
+        point,
+        key: Arc::clone(&key),
+    });
     let (plan, backup) = run.step("plan", "Plan with the planner of restore", |run| {
-        make_plan(run, folder, point.as_ref(), production.as_ref())
+        run.working(|run| make_plan(run, folder, point.as_ref(), production.as_ref()))
     })?;
+    save(run, folder, &plan, &key, false);
+    restore_step(run, &plan)?;
+    save(run, folder, &plan, &key, true);
+    let restored = Restored {
+        production,
+        point,
+        key,
+        plan,
+        backup,
+    };
+    look_at_restored(run, folder, slot, &restored)
+}
+
+fn save(run: &mut Run<'_>, folder: &CopyFolder, plan: &Plan, key: &RowKey, restored: bool) {
+    let made = run.made.take();
+    resume::save(run, &folder.path, plan, made.as_ref(), key, restored);
+    run.made = made;
+}
+
+fn restore_step(run: &mut Run<'_>, plan: &Plan) -> Result<(), Ended> {
     run.step("restore", "Restore the backup into the sandbox", |run| {
-        restore_backup(run, &plan)
-    })?;
+        restore_backup(run, plan)
+    })
+}
+
+/// What a restored copy is looked at with.
+struct Restored {
+    production: Option<Production>,
+    point: Option<Point>,
+    key: Arc<RowKey>,
+    plan: Plan,
+    backup: Backup,
+}
+
+/// The steps behind the restore.
+fn look_at_restored(
+    run: &mut Run<'_>,
+    folder: &CopyFolder,
+    slot: &mut Option<Copy>,
+    restored: &Restored,
+) -> Result<(), Ended> {
+    let Restored {
+        production,
+        point,
+        key,
+        plan,
+        backup,
+    } = restored;
     *slot = Some(run.step("quarantine", "Prepare the quarantine", |run| {
-        open_copy(run, folder, &plan, &backup, production.as_ref())
+        open_copy(run, folder, plan, backup, production.as_ref())
     })?);
     let Some(copy) = slot.as_mut() else {
         return Err(Ended);
@@ -106,10 +163,45 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
     run.step(
         "recover",
         "Recover to each stop, and look at the copy there",
-        |run| recover(run, copy, &plan, &backup, point.as_ref(), &key),
+        |run| recover(run, copy, plan, backup, point.as_ref(), key),
     )?;
-    check_sound(run, copy, &plan, &backup)?;
-    compare_versions(run, folder, copy, &plan, production.as_ref(), &key)
+    check_sound(run, copy, plan, backup)?;
+    compare_versions(run, folder, copy, plan, production.as_ref(), key)
+}
+
+/// The steps that an interrupted drill had not done.
+pub(crate) fn go_on(
+    run: &mut Run<'_>,
+    folder: &CopyFolder,
+    slot: &mut Option<Copy>,
+    saved: Saved,
+) -> Result<(), Ended> {
+    let restored = saved.restored;
+    let (plan, point, key) = saved.made();
+    let (production, backup) = run.step("resume", "Take up what was interrupted", |run| {
+        let drill = run.drill;
+        let production = drill
+            .production
+            .map(|conninfo| preflight::ask(conninfo, drill.clock))
+            .transpose()?;
+        let backup = drill.repository.backup(plan.backup)?;
+        let again = if restored { "" } else { ", and is restored again" };
+        Ok(((production, backup), format!("backup {}{again}", plan.backup)))
+    })?;
+    if !restored {
+        run.step("clear", "Remove what the interrupted restore left", |_| {
+            clear_for_retry(&plan).map(|()| ((), String::new()))
+        })?;
+        restore_step(run, &plan)?;
+    }
+    let restored = Restored {
+        production,
+        point,
+        key,
+        plan,
+        backup,
+    };
+    look_at_restored(run, folder, slot, &restored)
 }
 
 /// The same point from another backup, where the profile asks for it.
@@ -129,7 +221,7 @@ fn compare_versions(
     run.step("n-version", title, |run| {
         // One server at a time: both take half of the host's free memory.
         copy.stop()?;
-        versions::compare(run, folder, plan, production, key)
+        run.working(|run| versions::compare(run, folder, plan, production, key))
     })
 }
 
@@ -144,7 +236,7 @@ fn look(run: &mut Run<'_>) -> Result<(Option<Production>, String)> {
         detail.push_str("production is not asked: the target is a point of the past");
         return Ok((None, detail));
     };
-    let seen = preflight::ask(conninfo, drill.clock)?;
+    let seen = run.working(|_| preflight::ask(conninfo, drill.clock))?;
     run.facts.scope.system_identifier = seen.facts.system_identifier.to_string();
     run.facts.scope.server_version = Some(seen.facts.version.clone());
     detail.push_str(&format!(
@@ -170,7 +262,7 @@ fn ask_application(run: &mut Run<'_>) -> Result<(), Ended> {
         run.skip("health-before", title, "the profile does not grant \"http\"");
         return Ok(());
     }
-    run.step("health-before", title, own_checks::ask_before)
+    run.step("health-before", title, |run| run.working(own_checks::ask_before))
 }
 
 /// Records every gate. One that is closed ends the drill where the profile says so; else it is an observation.
@@ -221,7 +313,7 @@ fn measure_rpo(run: &mut Run<'_>) -> Result<(), Ended> {
         return Ok(());
     };
     run.step("rpo", "Measure what would be lost now", |run| {
-        let measured = measure();
+        let measured = run.working(|_| measure());
         // That it could not be measured is a result of the objective; the drill goes on.
         let detail = match &measured {
             Ok(rpo) => {
@@ -253,7 +345,7 @@ fn mark_commits(run: &mut Run<'_>, rpo: &Rpo) {
 }
 
 fn archive_before(run: &mut Run<'_>) -> Result<((), String)> {
-    let listing = archive::list(run.drill.repository)?;
+    let listing = run.working(|run| archive::list(run.drill.repository))?;
     let detail = format!("{} objects", listing.len());
     run.archive_before = Some(listing);
     Ok(((), detail))
@@ -290,7 +382,10 @@ fn make_point(
             abort: drill.abort,
             watcher: drill.watcher,
         };
-        let point = point::make(&options, key)?;
+        let point = match &drill.made {
+            Some(made) => made.point.clone(),
+            None => run.working(|_| point::make(&options, key))?,
+        };
         run.mark("point-made");
         run.facts.bracket = Some(point.facts.clone());
         run.facts.scope.databases = point.databases.iter().map(|each| each.database.clone()).collect();
@@ -624,7 +719,7 @@ fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
     let mut done = 1;
     let result = loop {
         let started = Instant::now();
-        let error = match restore_once(drill, plan) {
+        let error = match run.working(|_| restore_once(drill, plan)) {
             Ok(result) => break result,
             Err(error) => error,
         };
@@ -686,7 +781,7 @@ pub(crate) fn archive_after(run: &mut Run<'_>) -> Result<((), String)> {
         return Ok(((), "nothing to compare with".into()));
     };
     let started = Instant::now();
-    let after = archive::list(run.drill.repository)?;
+    let after = run.working(|run| archive::list(run.drill.repository))?;
     // Retention may have let go of older WAL meanwhile, and has said so before.
     let expired = run.drill.repository.expired_wal()?;
     before.retain(|name| after.contains(name) || !archive::was_expired(name, &expired));

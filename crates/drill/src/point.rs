@@ -8,6 +8,7 @@
 //! was read leads to a new attempt.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use diagnostic::{Error, Result};
 use jiff::Timestamp;
 use postgres::{Lsn, SegmentIndex, SegmentIndexer, TransactionEndKind, WalFile, segment_name, tail_bytes};
 use repository::ClusterRepository;
+use serde::{Deserialize, Serialize};
 
 use crate::facts::{BracketFacts, Excluded, ProofPoint, Side};
 use crate::options::Watcher;
@@ -63,7 +65,7 @@ pub struct PointOptions<'a> {
 }
 
 /// A point and what production looked like there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Point {
     /// For the evidence.
     pub facts: BracketFacts,
@@ -76,7 +78,7 @@ pub struct Point {
 }
 
 /// One database at its LSN.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DatabasePoint {
     /// Its name.
     pub database: String,
@@ -88,6 +90,15 @@ pub struct DatabasePoint {
     pub sequences_before: Positions,
     /// Sequences after it.
     pub sequences_after: Positions,
+}
+
+/// A point with the key that its rows were digested with, for further copies of the same process.
+#[derive(Clone)]
+pub struct MadePoint {
+    /// The point.
+    pub point: Point,
+    /// The key.
+    pub key: Arc<RowKey>,
 }
 
 /// A snapshot and the session that keeps it alive.

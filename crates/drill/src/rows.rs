@@ -3,7 +3,7 @@
 //!
 //! A table's digest is the sum over its rows of a keyed 64-bit hash of the row's text form, twice with two
 //! keys, folded with the number of rows under a third key. Invariants: sum, not xor, so that duplicates
-//! count; the text form is produced under pinned settings; the keys live in this process alone: in the server
+//! count; the text form is produced under pinned settings; the keys live in the drill alone: in the server
 //! they are a setting of one session, set while its statements are not logged, and never part of a statement
 //! that hashes; a relation that was rewritten, truncated or altered after the snapshot is never compared
 //! ([`Side::CouldNotLook`]); policies raise an error instead of filtering both sides.
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use cluster::{ConnectOptions, Session};
 use diagnostic::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::facts::{Excluded, Side};
 use crate::options::Watcher;
@@ -29,7 +30,9 @@ sum over \
     pinned, \
     row_security off; the keys are thrown away with the drill";
 
-/// The keys of one drill. Never printed, never stored.
+/// The keys of one drill. Never printed; stored in the folder of the copy alone, which holds the very rows, so that an
+/// interrupted drill can be taken up again.
+#[derive(Serialize, Deserialize)]
 pub struct RowKey {
     seeds: [i64; 2],
     fold: [u8; 32],
@@ -93,7 +96,7 @@ pub struct Listing {
 }
 
 /// The digests of one database.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseDigest {
     /// By `schema.name`.
     pub tables: BTreeMap<String, Side>,

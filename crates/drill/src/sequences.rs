@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 
 use cluster::Session;
 use diagnostic::Result;
+use serde::{Deserialize, Serialize};
 
 use crate::facts::{SequenceProof, SequenceState};
 use crate::server_error::recordable;
 
 /// Where a sequence stands. Values stay in memory: they are the user's data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     filenode: String,
     increment: i64,

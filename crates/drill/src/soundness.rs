@@ -120,7 +120,7 @@ pub(crate) fn check_sound(
     if wanted(run, "amcheck") {
         run.step("amcheck", title, |run| {
             let started = Instant::now();
-            let check = run_amcheck(run, copy)?;
+            let check = run.working(|run| run_amcheck(run, copy))?;
             let detail = check.actual.clone();
             add_check_time(run, started.elapsed());
             run.facts.checks.push(checks::timed(check, started.elapsed()));
@@ -139,14 +139,16 @@ pub(crate) fn check_sound(
                 _ => {
                     let major = Major((backup.postgresql_version_num / 10_000) as u16);
                     let segment = backup.geometry.relation_segment_size;
-                    let found = check_pages(
-                        &plan.destination,
-                        major,
-                        segment,
-                        threads(run.drill),
-                        run.drill.abort,
-                        run.drill.watcher,
-                    )?;
+                    let found = run.working(|run| {
+                        check_pages(
+                            &plan.destination,
+                            major,
+                            segment,
+                            threads(run.drill),
+                            run.drill.abort,
+                            run.drill.watcher,
+                        )
+                    })?;
                     checks::page_checksums(Some(&found))
                 }
             };

@@ -96,7 +96,7 @@ pub fn read(conninfo: &str) -> Result<(String, Vec<MarkerRow>)> {
 }
 
 /// Which markers the copy must hold, by the WAL between the backup and the point. Those nearest to the point are looked
-/// up; one whose commit the archive does not show is left out.
+/// up; one whose transaction's end the archive does not show is left out.
 pub fn expect(
     archive: &Archive,
     backup: &Backup,
@@ -134,13 +134,14 @@ pub fn expect(
     }
     let trace = archive.trace(&start, &wanted, None)?;
     let found = near.iter().zip(trace.targets).filter_map(|(row, resolution)| {
-        let commit = resolution.ok()?.stops_at?;
-        commit.committed.then(|| StandingMarker {
+        // Production shows the row, so that its transaction has committed, whatever the archive says of it.
+        let end = resolution.ok()?.stops_at?;
+        Some(StandingMarker {
             id: row.id.clone(),
-            commit_lsn: commit.lsn,
-            committed_at: commit.time.to_jiff(),
+            commit_lsn: end.lsn,
+            committed_at: end.time.to_jiff(),
             expected: is_replayed(
-                commit.lsn,
+                end.lsn,
                 stop.target.stop,
                 stop.target.inclusive,
                 &stop.target.target,

@@ -17,13 +17,13 @@ use restore::Plan;
 use crate::checks::{self, Markers};
 use crate::copy::Copy;
 use crate::engine::Run;
-use crate::facts::{RowProof, Side, StopFacts, StopOutcome, TableProof};
-use crate::fault;
+use crate::facts::{PlannedStop, RowProof, Side, StopFacts, StopOutcome, TableProof};
 use crate::isolation::record_quarantine;
 use crate::log;
 use crate::options::{Drill, Fault};
 use crate::own_checks;
 use crate::perform::{REQUESTED, SESSIONS};
+use crate::planting;
 use crate::point::Point;
 use crate::rows::{self, DatabaseDigest, Look, RowKey};
 use crate::sequences;
@@ -52,7 +52,6 @@ pub(crate) fn recover(
     point: Option<&Point>,
     key: &RowKey,
 ) -> Result<((), String)> {
-    let drill = run.drill;
     run.facts.target.stops = plan
         .stops
         .iter()
@@ -64,6 +63,7 @@ pub(crate) fn recover(
             reached_time: None,
             stop_line: None,
             duration_ms: 0,
+            planned: planned(stop),
         })
         .collect();
     let mut seen = Seen {
@@ -82,36 +82,66 @@ pub(crate) fn recover(
                 .collect()
         })
         .unwrap_or_default();
-    for (at, stop) in plan.stops.iter().enumerate() {
-        go_to_stop(run, copy, plan, at)?;
+    for at in 0..plan.stops.len() {
+        run.working(|run| go_to_stop(run, copy, plan, at))?;
         let last = at + 1 == plan.stops.len();
-        if last && drill.faults.contains(&Fault::RowChangedInCopy) {
-            plant_row_change(run, copy, plan, at, backup, point)?;
+        if last {
+            planting::at_last_stop(run, copy, plan, at, backup, point)?;
         }
         if at == 0 && own_checks::wait_until_ready(run)? {
             run.mark("stabilised");
         }
         let started = Instant::now();
-        if at == 0 {
-            look_at_markers(run, copy);
-        }
-        let looked = look_at_stop(run, copy, point, stop.target.stop, &stop.purpose, key, &mut seen);
-        looked.map_err(|error| crashed(copy, error))?;
-        if last {
-            look_at_copy(run, copy)?;
-            if drill.profile.asks_for("n-version") {
-                let own = own_database(run);
-                let version =
-                    versions::digest(drill, copy, key, &own).map_err(|error| crashed(copy, error))?;
-                run.version = Some(version);
-            }
-            promote_for_locked(run, copy, point, key, &mut seen)?;
-            check_of_users(run, copy)?;
-        }
+        run.working(|run| look(run, copy, plan, at, point, key, &mut seen))?;
         seen.checks += started.elapsed();
     }
     conclude(run, point, seen);
     Ok(((), format!("stood at {} stops", plan.stops.len())))
+}
+
+/// Everything that is looked at while the copy stands at one stop.
+fn look(
+    run: &mut Run<'_>,
+    copy: &mut Copy,
+    plan: &Plan,
+    at: usize,
+    point: Option<&Point>,
+    key: &RowKey,
+    seen: &mut Seen,
+) -> Result<()> {
+    let Some(stop) = plan.stops.get(at) else {
+        return Ok(());
+    };
+    if at == 0 {
+        look_at_markers(run, copy);
+    }
+    let looked = look_at_stop(run, copy, point, stop.target.stop, &stop.purpose, key, seen);
+    looked.map_err(|error| crashed(copy, error))?;
+    if at + 1 < plan.stops.len() {
+        return Ok(());
+    }
+    look_at_copy(run, copy)?;
+    if run.drill.profile.asks_for("n-version") {
+        let own = own_database(run);
+        let version = versions::digest(run.drill, copy, key, &own).map_err(|error| crashed(copy, error))?;
+        run.version = Some(version);
+    }
+    promote_for_locked(run, copy, point, key, seen)?;
+    check_of_users(run, copy)
+}
+
+/// Where the plan says that the copy will stand.
+fn planned(stop: &restore::Stop) -> Option<PlannedStop> {
+    let target = &stop.target;
+    let is_boundary = match target.target {
+        Target::Latest | Target::Immediate => return None,
+        Target::Lsn(_) => false,
+        Target::Time(_) | Target::Xid(_) | Target::BeforeXid(_) | Target::Name(_) => true,
+    };
+    Some(PlannedStop {
+        lsn: target.stop,
+        is_boundary,
+    })
 }
 
 /// A session of the copy that is lost because a process of its server crashed is a finding, not a bad line.
@@ -144,8 +174,11 @@ fn go_to_stop(run: &mut Run<'_>, copy: &mut Copy, plan: &Plan, at: usize) -> Res
     if at == 0 {
         run.mark("server-started");
     }
+    let moved = (at == 0 && drill.faults.contains(&Fault::StopMoved))
+        .then(|| planting::with_moved_stop(run, plan))
+        .transpose()?;
     let reached = copy
-        .spawn(plan, at)
+        .spawn(moved.as_ref().unwrap_or(plan), at)
         .and_then(|()| copy.wait_for_stop(opens_at, timeout, drill.abort));
     if at == 0
         && let Ok(reached) = &reached
@@ -201,38 +234,6 @@ pub(crate) fn opens_at(plan: &Plan, at: usize) -> Option<Lsn> {
         .get(at)
         .filter(|stop| stop.target.target == Target::Latest)
         .map(|stop| stop.target.stop)
-}
-
-fn plant_row_change(
-    run: &mut Run<'_>,
-    copy: &mut Copy,
-    plan: &Plan,
-    at: usize,
-    backup: &Backup,
-    point: Option<&Point>,
-) -> Result<()> {
-    let mut candidates = Vec::new();
-    let mut names: Vec<String> = point
-        .map(|point| point.databases.iter().map(|each| each.database.clone()).collect())
-        .unwrap_or_default();
-    if names.is_empty() {
-        names.push(own_database(run));
-    }
-    for name in &names {
-        candidates.extend(fault::candidates(&copy.conninfo(name), name)?);
-    }
-    copy.stop()?;
-    let what = fault::change_one_row(copy.data(), &candidates, backup.data_checksum_version != 0)?;
-    run.facts
-        .planted_faults
-        .push(format!("{}: {what}", Fault::RowChangedInCopy.as_str()));
-    copy.spawn(plan, at)?;
-    copy.wait_for_stop(
-        opens_at(plan, at),
-        run.drill.profile.replay_timeout,
-        run.drill.abort,
-    )?;
-    Ok(())
 }
 
 /// Markers, row digests and sequences of the databases whose LSN this stop is.

@@ -121,6 +121,8 @@ pub mod code {
     pub const FAULT_NOT_NOTICED: &str = "fault-not-noticed";
     /// The copy was not cleaned up.
     pub const NOT_TORN_DOWN: &str = "not-torn-down";
+    /// The drill was interrupted and taken up again.
+    pub const RESUMED: &str = "drill-resumed";
     /// The operator stopped the drill.
     pub const ABORTED: &str = "aborted";
 }
@@ -313,8 +315,19 @@ fn judge_gates(facts: &Facts, reasons: &mut Reasons) {
     }
 }
 
-/// A second try, or a step beyond its limit, is something to know.
+/// A second try, a step beyond its limit, or an interruption is something to know.
 fn judge_steps(facts: &Facts, reasons: &mut Reasons) {
+    for interruption in &facts.interruptions {
+        let seconds = interruption
+            .resumed_at
+            .duration_since(interruption.last_seen)
+            .as_secs();
+        let text = format!(
+            "The drill was interrupted after {} and taken up again at {}; the {seconds} s between count as time of the recovery.",
+            interruption.last_seen, interruption.resumed_at
+        );
+        reasons.add(Weight::Observation, code::RESUMED, None, text);
+    }
     for step in &facts.steps {
         if step.outcome == StepOutcome::Done && !step.retries.is_empty() {
             let first = step.retries.first().map_or("", |retry| retry.message.as_str());
@@ -350,7 +363,20 @@ fn judge_stops(facts: &Facts, reasons: &mut Reasons) {
     }
     for stop in &facts.target.stops {
         match stop.outcome {
-            StopOutcome::Paused | StopOutcome::Promoted | StopOutcome::Opened => {}
+            StopOutcome::Paused | StopOutcome::Promoted | StopOutcome::Opened => {
+                // Where the check says so, its own reason stands; where it does not, it contradicts the facts.
+                let noticed = facts
+                    .check("target")
+                    .is_some_and(|check| check.result == CheckResult::Fail);
+                if stop.stands_where_planned() == Some(false) && !noticed {
+                    let text = format!(
+                        "The copy did not stand where the plan says at its stop \"{}\", and the check \"target\" does not \
+                         say so.",
+                        stop.purpose
+                    );
+                    reasons.add(Weight::Failure, code::EVIDENCE_CONTRADICTS, None, text);
+                }
+            }
             StopOutcome::Failed => {
                 let text = format!("The copy did not reach its stop \"{}\".", stop.purpose);
                 reasons.add(Weight::Failure, code::TARGET_NOT_REACHED, None, text);

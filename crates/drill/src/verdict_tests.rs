@@ -77,6 +77,7 @@ pub(crate) fn good() -> Facts {
                 reached_time: None,
                 stop_line: None,
                 duration_ms: 5,
+                planned: None,
             }],
         },
         steps: vec![],
@@ -143,10 +144,11 @@ pub(crate) fn good() -> Facts {
         instants: vec![],
         clocks: vec![],
         point: None,
+        interruptions: vec![],
     }
 }
 
-fn set(facts: &mut Facts, id: &str, result: CheckResult, reason: Option<&str>) {
+pub(crate) fn set(facts: &mut Facts, id: &str, result: CheckResult, reason: Option<&str>) {
     for each in &mut facts.checks {
         if each.id == id {
             each.result = result;
@@ -519,6 +521,7 @@ fn a_second_try_and_a_slow_step_are_observations() {
             expected_ms: None,
             limit_ms,
             retries,
+            work_ms: Some(4_000),
         });
         let verdict = judge(&facts);
         (

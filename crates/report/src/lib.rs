@@ -15,6 +15,7 @@ mod markdown;
 mod picture;
 mod proof;
 mod record;
+mod selftest;
 mod statement;
 mod template;
 pub mod trend;
@@ -26,6 +27,7 @@ pub use actions::REDRILL_DAYS;
 pub use circumstances::{Circumstances, Earlier};
 pub use html::forecast_words;
 pub use junit::junit;
+pub use selftest::{selftest, summary as selftest_summary};
 pub use statement::statement;
 pub use words::quarter;
 

@@ -1,7 +1,7 @@
 //! The third part of a report: what is proven, how the copy was kept apart, what would hit production, and what this
 //! drill does not prove.
 
-use drill::facts::{CheckResult, Facts, ProbeResult, QuarantineLevel, SequenceState, StopOutcome};
+use drill::facts::{CheckResult, Facts, ProbeResult, QuarantineLevel, SequenceState, StepFacts, StopOutcome};
 use drill::{Status, Verdict, code};
 
 use crate::circumstances::Circumstances;
@@ -23,6 +23,7 @@ pub fn write(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: &Circ
     substitutions(out, facts);
     archive(out, facts);
     server_log(out, facts);
+    own_time(out, facts);
     if verdict.status == Status::Failed {
         production(out, facts, verdict);
     }
@@ -78,6 +79,10 @@ fn stops(out: &mut Document, facts: &Facts) {
             value(settings.join(" "), from("settings")).code(),
             value(outcome, from("outcome")),
             value(reached, from("reached_lsn")).code(),
+            match stop.planned {
+                Some(planned) => value(planned.lsn.to_string(), from("planned/lsn")).code(),
+                None => value("found by the server", from("planned")),
+            },
             value(line, from("stop_line")).code(),
             value(duration(stop.duration_ms), from("duration_ms")),
         ]
@@ -88,10 +93,52 @@ fn stops(out: &mut Document, facts: &Facts) {
             "Settings",
             "Outcome",
             "Replayed to",
+            "Planned",
             "The server's own line",
             "Time",
         ],
         rows,
+    );
+}
+
+fn own_time(out: &mut Document, facts: &Facts) {
+    out.heading(3, "10.8 Time of the Engine Itself");
+    let measured: Vec<(usize, &StepFacts, u64)> = facts
+        .steps
+        .iter()
+        .enumerate()
+        .filter_map(|(at, step)| Some((at, step, step.own_ms()?)))
+        .collect();
+    if measured.is_empty() {
+        out.paragraph(vec![value("It was not measured.", "/steps")]);
+        return;
+    }
+    out.say("Beside the restore, the copy's server and its replay, and what checks read:");
+    let row = |(at, step, own): &(usize, &StepFacts, u64)| {
+        let from = |name: &str| format!("/steps/{at}/{name}");
+        [
+            value(&step.title, from("title")),
+            value(duration(step.duration_ms), from("duration_ms")),
+            value(duration(*own), from("duration_ms")).and(from("work_ms")),
+        ]
+    };
+    let whole: u64 = measured.iter().map(|(_, step, _)| step.duration_ms).sum();
+    let own: u64 = measured.iter().map(|(_, _, own)| own).sum();
+    let sum = [
+        said("All steps"),
+        value(duration(whole), "/steps"),
+        value(
+            format!(
+                "{} ({:.1} %)",
+                duration(own),
+                own as f64 * 100.0 / whole.max(1) as f64
+            ),
+            "/steps",
+        ),
+    ];
+    out.table(
+        &["Step", "Time", "Of it the engine itself"],
+        measured.iter().map(row).chain([sum]),
     );
 }
 

@@ -24,14 +24,14 @@ use crate::progress::Progress;
 use crate::{exit, lease, output};
 
 /// Shows the steps, with the time that has passed and the time that earlier drills took.
-struct Shown {
+pub(super) struct Shown {
     progress: Progress,
     began: Instant,
     step: Mutex<String>,
 }
 
 impl Shown {
-    fn new() -> Shown {
+    pub(super) fn new() -> Shown {
         Shown {
             progress: Progress::new("drill"),
             began: Instant::now(),
@@ -119,6 +119,11 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
             &stored::report_directory()?,
         );
     }
+    Ok(show(context, &outcome))
+}
+
+/// Prints how a drill ended; the exit code.
+pub(super) fn show(context: &Context, outcome: &drill::Outcome) -> u8 {
     for error in &outcome.evidence_errors {
         output::notice("warning: the evidence could not be kept everywhere");
         exit::print_error(error);
@@ -135,7 +140,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
             output::line(format!("Report: {}", report.display()));
         }
     }
-    Ok(outcome.verdict.status.exit_code())
+    outcome.verdict.status.exit_code()
 }
 
 /// The folder for reports; made here, where root can still give it to the account that will write there.
@@ -164,7 +169,7 @@ fn signer_of_run(context: &Context, arguments: &cli::DrillRun) -> Result<Option<
 }
 
 /// The first SIGINT or SIGTERM asks the drill to end; the second one ends the process.
-fn abort_on_signals() -> Result<Arc<AtomicBool>> {
+pub(super) fn abort_on_signals() -> Result<Arc<AtomicBool>> {
     let abort = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(

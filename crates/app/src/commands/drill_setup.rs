@@ -24,7 +24,7 @@ use crate::drill_environment::{self, DrillEnvironment};
 use crate::{output, programs, rpo, targets};
 
 /// Where a copy lives when nobody says.
-const COPY_PARENT: &str = "/var/tmp";
+pub(super) const COPY_PARENT: &str = "/var/tmp";
 
 /// Everything of a drill that is known before it runs.
 pub struct Setup {
@@ -53,6 +53,7 @@ pub struct Setup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     Run,
+    Resume,
     Look,
 }
 
@@ -72,7 +73,7 @@ impl Setup {
         let cluster = configuration.cluster(cluster_name)?;
         // Root can still give the folder to the account that will write there.
         let reports = match purpose {
-            Purpose::Run => Some(super::drill::report_directory(&configuration, cluster)?),
+            Purpose::Run | Purpose::Resume => Some(super::drill::report_directory(&configuration, cluster)?),
             Purpose::Look => None,
         };
         account::become_owner(&configuration, cluster)?;
@@ -149,6 +150,43 @@ impl Setup {
         })
     }
 
+    /// Puts the target and the copy of an interrupted drill in the place of the profile's. Errors: `drill-profile-changed`,
+    /// `no-backup`.
+    pub fn as_saved(&mut self, saved: &drill::resume::Saved) -> Result<()> {
+        let facts = saved.facts();
+        let known = facts.profiles.first();
+        let words = known.and_then(|known| known.value["target"].as_str());
+        self.profile.target_text = words.unwrap_or("bracket").to_owned();
+        self.profile.target = match saved.target() {
+            None => DrillTarget::Bracket,
+            Some(target) => DrillTarget::Point(target.clone(), facts.target.requested.clone()),
+        };
+        self.profile.facts = drill::profile::facts_of(&self.profile);
+        if known.is_none_or(|known| known.digest != self.profile.facts.digest) {
+            return Err(Error::new(
+                "drill-profile-changed",
+                format!(
+                    "the profile {:?} has changed since the drill began",
+                    self.profile.name
+                ),
+            )
+            .hint("Run the drill again: the next one removes what is left of this one."));
+        }
+        let url = facts.input.as_ref().map(|input| input.repository.as_str());
+        let chosen = self
+            .copies
+            .iter()
+            .position(|copy| Some(copy.cluster.store().url().as_str()) == url);
+        self.chosen = chosen.ok_or_else(|| {
+            Error::new(
+                "no-backup",
+                "the copy of the backups that was drilled is not configured any more",
+            )
+        })?;
+        self.point.clone_from(&facts.point);
+        Ok(())
+    }
+
     pub fn cluster(&self) -> Result<&Cluster> {
         self.configuration.cluster(Some(&self.cluster))
     }
@@ -167,6 +205,11 @@ impl Setup {
                 "there is no backup, so nothing says what would be lost",
             ));
         };
+        self.measure_loss_with(archive)
+    }
+
+    /// The same, if this were all that is archived.
+    pub fn measure_loss_with(&self, archive: &history::Archive) -> Result<Rpo> {
         let loss = rpo::look(self.cluster()?, archive)?;
         Ok(Rpo {
             seconds: loss.rpo.seconds,
@@ -191,6 +234,7 @@ impl Setup {
             environment: self.environment.environment.clone(),
             guards: self.environment.guards.clone(),
             point: self.point.clone(),
+            made: None,
             api_base_url: Some(self.environment.api_base_url.clone()),
             backup: self.backup,
             before: self.before.clone(),
@@ -389,6 +433,7 @@ fn step(id: &str, title: &str, started_at: Timestamp, started: Instant, detail: 
         expected_ms: None,
         limit_ms: None,
         retries: Vec::new(),
+        work_ms: None,
     }
 }
 
