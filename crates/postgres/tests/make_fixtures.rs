@@ -1,13 +1,14 @@
 //! Makes `tests/fixtures` again: short pieces of what each major version really writes.
 //!
-//! Not run by itself: `PGPROOF_TEST_POSTGRES_VERSIONS=folder cargo test -p pgproof-postgres --test
-//! make_fixtures -- --ignored`. For each version: `pg_control` (its first 512 bytes; the rest is zeros),
+//! `PGPROOF_FIXTURES=crates/postgres/tests/fixtures PGPROOF_TEST_POSTGRES_VERSIONS=folder cargo test -p pgproof-postgres
+//! --test make_fixtures -- --ignored` writes them there; without the former they are made somewhere else, and thrown
+//! away when they have been read. For each version: `pg_control` (its first 512 bytes; the rest is zeros),
 //! `wal` (the written beginning of a segment of 1 MiB that ends in a switch), for 15 also `pages` (the first
 //! pages of pg_attribute).
 
 mod server;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use postgres::{SegmentIndexer, WalFile};
 use server::Server;
@@ -54,11 +55,16 @@ SELECT pg_switch_wal();
 ";
 
 #[test]
-#[ignore = "makes files of the checkout"]
+#[ignore = "starts every major version to make test data"]
 fn fixtures_are_made_again() {
     let folder =
         PathBuf::from(std::env::var_os("PGPROOF_TEST_POSTGRES_VERSIONS").expect("the other versions"));
     let clients = server::programs().expect("PostgreSQL 15");
+    let scratch = tempfile::tempdir().unwrap();
+    let fixtures = match std::env::var_os("PGPROOF_FIXTURES") {
+        Some(folder) => PathBuf::from(folder),
+        None => scratch.path().to_path_buf(),
+    };
     for major in 13..=18 {
         let programs = if major == 15 {
             clients.clone()
@@ -74,9 +80,7 @@ fn fixtures_are_made_again() {
         server.sql("postgres", WORK);
         server.stop("fast");
 
-        let target = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures")
-            .join(major.to_string());
+        let target = fixtures.join(major.to_string());
         std::fs::create_dir_all(&target).unwrap();
         let control = std::fs::read(server.data().join("global/pg_control")).unwrap();
         assert!(control[512..].iter().all(|b| *b == 0));
