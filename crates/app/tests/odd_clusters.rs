@@ -378,11 +378,13 @@ fn postgresql_15_with_pg_wal_elsewhere_and_files_that_hold_nothing() {
 }
 
 fn relations(test: &str, number: u32) {
-    let Some(world) = world(test, 15, |_| ()) else {
+    // No transaction could hold a lock on each of them.
+    let few = ("max_locks_per_transaction".to_owned(), "10".to_owned());
+    let Some(world) = world(test, 15, |options| options.settings.push(few)) else {
         return;
     };
-    for from in (0..number).step_by(1000) {
-        let to = (from + 1000).min(number) - 1;
+    for from in (0..number).step_by(200) {
+        let to = (from + 200).min(number) - 1;
         world
             .session()
             .execute(&format!(

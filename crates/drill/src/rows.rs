@@ -274,7 +274,9 @@ fn digest_table(session: &mut Session, database: &str, table: &Table, key: &RowK
     session.execute("SAVEPOINT pgproof")?;
     match session.one(&statement(table)) {
         Ok(row) => {
-            session.execute("RELEASE SAVEPOINT pgproof")?;
+            // The table's lock goes with the subtransaction: production's lock table has no room for every table at
+            // once, and nobody is to wait until the last one was read.
+            session.execute("ROLLBACK TO SAVEPOINT pgproof; RELEASE SAVEPOINT pgproof")?;
             let Ok(rows) = text(&row, 0).parse::<u64>() else {
                 return Err(Error::new(
                     "server-answer",
@@ -288,7 +290,7 @@ fn digest_table(session: &mut Session, database: &str, table: &Table, key: &RowK
             let side = side_of_error(&error);
             // A lost connection ends the look; everything else ends only this table's.
             session
-                .execute("ROLLBACK TO SAVEPOINT pgproof")
+                .execute("ROLLBACK TO SAVEPOINT pgproof; RELEASE SAVEPOINT pgproof")
                 .map_err(|_| error)?;
             Ok(side)
         }

@@ -25,6 +25,8 @@ pub fn row_digest(conninfo: &str) -> Result<BTreeMap<String, String>> {
         let [Some(schema), Some(name)] = table.as_slice() else {
             continue;
         };
+        // Each table's lock goes with its subtransaction: there may be more tables than room for locks.
+        session.execute("SAVEPOINT digest")?;
         let digest = session.one(&format!(
             "SELECT count(*) || ':' || \
                     coalesce(sum(('x' || left(md5(t::text), 16))::bit(64)::bigint::numeric), 0) \
@@ -32,6 +34,7 @@ pub fn row_digest(conninfo: &str) -> Result<BTreeMap<String, String>> {
             Session::identifier(schema),
             Session::identifier(name)
         ))?;
+        session.execute("ROLLBACK TO SAVEPOINT digest; RELEASE SAVEPOINT digest")?;
         digests.insert(
             format!("{schema}.{name}"),
             digest.into_iter().flatten().next().unwrap_or_default(),
