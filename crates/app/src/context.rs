@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use crate::cli::CommandLine;
 use crate::config::Configuration;
 
+const RESTORING_MIN: usize = 4;
+
 /// The common part of every command.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -53,4 +55,10 @@ impl Context {
 /// Processors that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Threads that restore when nobody says how many. Each waits for the device about half of its time, and fewer leave it
+/// idle while they compute (`bench/bounds.md`).
+pub fn restoring() -> usize {
+    cores().max(RESTORING_MIN)
 }

@@ -16,7 +16,7 @@ use crate::account::{self, Account};
 use crate::archive;
 use crate::cli;
 use crate::config::Cluster;
-use crate::context::{Context, cores};
+use crate::context::{Context, restoring};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
 use crate::targets::Timeline;
@@ -125,7 +125,7 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         output::line(plan.to_string().trim_end());
     }
     let copy = copy_with(&copies, &backups, plan.backup)?;
-    let threads = arguments.threads.unwrap_or_else(cores);
+    let threads = arguments.threads.unwrap_or_else(restoring);
     if arguments.dry_run {
         let counts = plan
             .delta
