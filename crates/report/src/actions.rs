@@ -85,6 +85,7 @@ fn text_of(reason: &str) -> &'static str {
         code::CHECK_FAILED => {
             "Compare the failed check with production; decide whether the check or the data is wrong"
         }
+        code::MANUAL_STEP_OPEN => "Do by hand what was left open, and say beforehand who confirms it",
         code::NO_BACKUP => "Take a base backup today",
         code::KEY_WRONG => "Put back the key from where its copy is kept; without it nothing can be restored",
         code::NOT_TORN_DOWN => "Remove what the drill left behind: it holds production's rows",
@@ -112,6 +113,9 @@ pub fn troubleshooting(reason: &str) -> &'static str {
         }
         code::ROWS_DIFFER => {
             "Restore the same LSN from the backup before, and compare: the version that differs alone is the damaged one"
+        }
+        code::MANUAL_STEP_OPEN => {
+            "`pgproof drill confirm` answers while the drill waits, and `drill run --confirm` beforehand; `limit` says how long it waits"
         }
         code::SERVER_ENDED | code::PAUSED_BY_PARAMETER_CHANGE | code::RECOVERY_STOPPED_EARLY => {
             "The copy's own log below says why"

@@ -1,5 +1,6 @@
 //! Claims about the report, made of facts that real drills recorded (`tests/facts`; only paths were shortened).
 
+use drill::facts::{ManualFacts, ManualState, ManualWhen};
 use drill::{Facts, Status, Verdict, judge};
 use report::Circumstances;
 use serde_json::Value;
@@ -418,6 +419,65 @@ fn every_step_stands_in_its_phase_of_the_timeline() {
     }
 }
 
+fn by_hand(id: &str, when: ManualWhen, state: ManualState) -> ManualFacts {
+    let at = "2026-11-20T10:00:05Z".parse().expect("a time");
+    let said = state != ManualState::NotConfirmed;
+    ManualFacts {
+        id: id.into(),
+        title: format!("The {id} is there"),
+        when,
+        required: true,
+        limit_ms: 900_000,
+        asked_at: Some("2026-11-20T10:00:00Z".parse().expect("a time")),
+        state,
+        by: said.then(|| "Ann".into()),
+        at: said.then_some(at),
+        why: (state != ManualState::Confirmed).then(|| "nobody came".into()),
+    }
+}
+
+#[test]
+fn what_people_confirmed_stands_in_its_phase_with_name_and_time() {
+    let mut facts = facts("passed");
+    facts.manual = vec![
+        by_hand("incident", ManualWhen::Before, ManualState::Confirmed),
+        by_hand("look", ManualWhen::AtTarget, ManualState::Skipped),
+        by_hand("clean-up", ManualWhen::After, ManualState::NotConfirmed),
+    ];
+    let verdict = judge(&facts);
+    let text = unmarked(&report::markdown(&facts, &verdict, &Circumstances::default()));
+    let part = |from: &str, to: &str| {
+        let (_, rest) = text.split_once(from).expect(from);
+        rest.split_once(to).expect(to).0.to_owned()
+    };
+    let before = part("### 3.1 Preparation Phase", "### 3.2");
+    let row = "| 2026-11-20 10:00:05 UTC | The incident is there (by hand, required) | Confirmed by Ann |";
+    assert!(before.contains(row), "{before}");
+    let during = part("### 3.2 Execution Phase", "### 3.3");
+    let row = "| The look is there (by hand, required) | 5.000 s | Skipped by Ann: nobody came |";
+    assert!(during.contains(row), "{during}");
+    let after = part("### 3.3 Post-Drill Phase", "## 4.");
+    let row = "| 2026-11-20 10:00:00 UTC | The clean-up is there (by hand, required) | Not confirmed: nobody came |";
+    assert!(after.contains(row), "{after}");
+    // Each of them says where it stands in facts.json.
+    let kept = kept(&facts, &verdict);
+    let document = report::document(&facts, &verdict, &Circumstances::default());
+    let mut pointers = 0;
+    for from in document.texts().iter().flat_map(|text| &text.from) {
+        assert!(kept.pointer(from).is_some(), "{from}");
+        pointers += usize::from(from.starts_with("/manual/"));
+    }
+    assert!(pointers >= 3 * 5, "{pointers}");
+    // A "Confirmed" that names nobody is printed as what it is.
+    facts.manual[0].by = None;
+    let text = unmarked(&report::markdown(
+        &facts,
+        &judge(&facts),
+        &Circumstances::default(),
+    ));
+    assert!(!text.contains("Confirmed by"), "{text}");
+}
+
 #[test]
 fn who_is_told_follows_from_what_was_found() {
     let owner = "| Escalate to the data's owner; ";
@@ -445,6 +505,7 @@ fn person_as(role: &str) -> drill::facts::Person {
     drill::facts::Person {
         role: role.into(),
         name: format!("Carla the {role}"),
+        called_after_seconds: None,
     }
 }
 

@@ -105,6 +105,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         clock: &clock,
         documents: &documents,
         faults: arguments.plant.iter().map(|fault| planted(*fault)).collect(),
+        confirmed: arguments.confirm.clone(),
         abort: &abort,
         watcher: &shown,
     })?)?;

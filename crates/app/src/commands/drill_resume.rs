@@ -51,6 +51,7 @@ pub fn run(context: &Context, arguments: &cli::DrillResume) -> Result<u8> {
         clock: &clock,
         documents: &documents,
         faults: Vec::new(),
+        confirmed: Vec::new(),
         abort: &abort,
         watcher: &shown,
     })?;
