@@ -4,6 +4,7 @@
 use drill::facts::{CheckResult, Facts, ProbeResult, QuarantineLevel, SequenceState, StepFacts, StopOutcome};
 use drill::{Status, Verdict, code};
 
+use crate::actions;
 use crate::circumstances::Circumstances;
 use crate::document::{Document, Text, said, value};
 use crate::template::{of_check, person, recovery_point, recovery_time, target};
@@ -516,6 +517,45 @@ fn production(out: &mut Document, facts: &Facts, verdict: &Verdict) {
         "Tell the engineering lead within 1 hour; write down the cause; give each action an owner and a date \
          (`pgproof drill follow-up add`); drill again within 2 weeks after the fix.",
     );
+    called(out, facts);
+}
+
+/// Who is called when, in order of time.
+fn called(out: &mut Document, facts: &Facts) {
+    let mut order: Vec<(u64, usize)> = facts
+        .people
+        .others
+        .iter()
+        .enumerate()
+        .filter_map(|(at, person)| Some((person.called_after_seconds?, at)))
+        .collect();
+    if order.is_empty() {
+        return;
+    }
+    order.sort_unstable();
+    let mut line = vec![said("Who is called while production is down, in this order:")];
+    let last = order.len() - 1;
+    for (number, (_, at)) in order.into_iter().enumerate() {
+        let Some((person, when)) = facts
+            .people
+            .others
+            .get(at)
+            .and_then(|person| Some((person, actions::called(person)?)))
+        else {
+            continue;
+        };
+        let end = if number == last { "." } else { ";" };
+        let from = |name: &str| format!("/people/others/{at}/{name}");
+        line.push(
+            value(
+                format!("{} ({}) {when}{end}", person.name, person.role),
+                from("name"),
+            )
+            .and(from("role"))
+            .and(from("called_after_seconds")),
+        );
+    }
+    out.paragraph(line);
 }
 
 /// The record that a runbook asks for, field by field.

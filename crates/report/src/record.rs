@@ -229,7 +229,13 @@ fn scope(out: &mut Document, facts: &Facts, beside: &Circumstances) {
         rows.push([
             value(&other.role, format!("/people/others/{at}/role")),
             value(&other.name, format!("/people/others/{at}/name")),
-            said("As agreed"),
+            match actions::called(other) {
+                Some(when) => value(
+                    format!("Called {when}"),
+                    format!("/people/others/{at}/called_after_seconds"),
+                ),
+                None => said("As agreed"),
+            },
         ]);
     }
     if people.others.is_empty() {
@@ -702,11 +708,20 @@ fn issues(out: &mut Document, facts: &Facts, verdict: &Verdict) {
                 [said("Hint"), value(or_dash(&failure.hint), from("hint"))],
             ],
         );
-        let help = verdict
-            .reasons
-            .first()
-            .map_or("", |reason| actions::troubleshooting(&reason.code));
-        out.paragraph(vec![said(format!("Where to look first: {help}."))]);
+    }
+    // After an early end the heaviest reason alone: the others follow from it.
+    let most = if facts.failure.is_some() { 1 } else { usize::MAX };
+    let mut told = Vec::new();
+    let decided = verdict
+        .reasons
+        .iter()
+        .filter(|reason| reason.weight != Weight::Observation);
+    for reason in decided.take(most) {
+        let help = actions::troubleshooting(&reason.code, facts.failure.as_ref());
+        if !told.contains(&help) {
+            told.push(help);
+            out.paragraph(vec![said(format!("Where to look first: {help}."))]);
+        }
     }
 }
 
@@ -727,7 +742,7 @@ fn recommendations(out: &mut Document, facts: &Facts, verdict: &Verdict, beside:
             (None, Some(due)) => (said("not assigned"), value(day(due), "/finished_at")),
             (None, None) => (said("not assigned"), said("not set")),
         };
-        rows.push([said(action.priority), value(action.text, action.from), owner, due]);
+        rows.push([said(action.priority), action.said(), owner, due]);
     }
     if rows.is_empty() {
         rows.push([said("-"), said("None"), said("-"), said("-")]);

@@ -501,6 +501,109 @@ fn who_is_told_follows_from_what_was_found() {
     }
 }
 
+#[test]
+fn who_is_called_when_stands_with_the_participants_and_in_order_of_time_where_recovery_failed() {
+    let mut facts = facts("rows-differ");
+    facts.people.others = [
+        ("lead", Some(3600)),
+        ("escalation", Some(1800)),
+        ("dba", Some(0)),
+        ("qa", None),
+    ]
+    .map(|(role, seconds)| drill::facts::Person {
+        called_after_seconds: seconds,
+        ..person_as(role)
+    })
+    .into();
+    let verdict = judge(&facts);
+    let text = unmarked(&report::markdown(&facts, &verdict, &Circumstances::default()));
+    for row in [
+        "| lead | Carla the lead | Called from 60 min on |",
+        "| escalation | Carla the escalation | Called from 30 min on |",
+        "| dba | Carla the dba | Called from the start on |",
+        "| qa | Carla the qa | As agreed |",
+    ] {
+        assert!(text.contains(row), "{row}");
+    }
+    let (_, section) = text
+        .split_once("## 11. Production Impact Assessment")
+        .expect("section 11");
+    let (section, _) = section.split_once("## 12.").expect("section 12");
+    let last = section.trim_end().lines().next_back().expect("a last line");
+    let places: Vec<Option<usize>> = [
+        "(dba) from the start on;",
+        "(escalation) from 30 min on;",
+        "(lead) from 60 min on.",
+    ]
+    .iter()
+    .map(|words| last.find(words))
+    .collect();
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{last}");
+    assert!(!last.contains("(qa)"), "{last}");
+    let kept = kept(&facts, &verdict);
+    let document = report::document(&facts, &verdict, &Circumstances::default());
+    for from in document.texts().iter().flat_map(|text| &text.from) {
+        assert!(kept.pointer(from).is_some(), "{from}");
+    }
+}
+
+#[test]
+fn a_late_recovery_and_a_service_that_never_was_ready_name_the_escalation_contact_with_its_time() {
+    let late = |code: &str, people: Vec<drill::facts::Person>| {
+        let (mut facts, mut verdict) = judged("passed");
+        facts.people.others = people;
+        if code == drill::code::ENDPOINT_UNHEALTHY {
+            facts.instants = vec![drill::facts::InstantFacts {
+                id: "target-reached".into(),
+                at: facts.started_at,
+                offset_ms: None,
+            }];
+        }
+        verdict.reasons.push(drill::Reason {
+            code: code.into(),
+            text: "too late".into(),
+            check: None,
+            weight: drill::Weight::Observation,
+        });
+        unmarked(&report::markdown(&facts, &verdict, &Circumstances::default()))
+    };
+    let named = |after: Option<u64>| {
+        vec![drill::facts::Person {
+            called_after_seconds: after,
+            ..person_as("escalation")
+        }]
+    };
+    for code in [
+        drill::code::RTO_AT_RISK,
+        drill::code::RTO_EXCEEDED,
+        drill::code::ENDPOINT_UNHEALTHY,
+    ] {
+        let text = late(code, named(Some(1800)));
+        let words = "; tell Carla the escalation, the escalation contact, from 30 min on | not assigned |";
+        assert!(text.contains(words), "{code}: {text}");
+        let text = late(code, named(None));
+        assert!(
+            text.contains("when services stay down for 15 min | not assigned |"),
+            "{code}"
+        );
+        let text = late(code, Vec::new());
+        assert!(
+            text.contains("tell the escalation contact (none is named"),
+            "{code}"
+        );
+    }
+    // An endpoint that is wrong beside a service that was ready is no reason to call somebody.
+    let (facts, mut verdict) = judged("passed");
+    verdict.reasons.push(drill::Reason {
+        code: drill::code::ENDPOINT_UNHEALTHY.into(),
+        text: "one value".into(),
+        check: None,
+        weight: drill::Weight::Observation,
+    });
+    let text = report::markdown(&facts, &verdict, &Circumstances::default());
+    assert!(!text.contains("the escalation contact"), "{text}");
+}
+
 fn person_as(role: &str) -> drill::facts::Person {
     drill::facts::Person {
         role: role.into(),
