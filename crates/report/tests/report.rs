@@ -321,6 +321,8 @@ fn a_number_without_a_source_is_said_nowhere() {
     // Words of the document's own that hold digits and no measurement.
     let allowed = |text: &str| {
         text == "T-0"
+            // Targets that teams agreed on.
+            || ["100 %", "below 1 h", "below 10 % a month"].contains(&text)
             || text.starts_with("before T-0")
             || text.starts_with(|c: char| c.is_ascii_digit())
             || [
@@ -499,6 +501,45 @@ fn who_is_told_follows_from_what_was_found() {
         let row = format!("| {role} | Carla the {role} | As agreed |");
         assert!(text.contains(&row), "{row}");
     }
+}
+
+#[test]
+fn rates_over_the_profile_s_drills_stand_in_the_requirements_with_their_targets() {
+    let (facts, verdict) = judged("passed");
+    let earlier = |profile: &str, name: &str| {
+        let (facts, verdict) = judged(name);
+        let mut drill = report::Earlier::of(&facts, verdict.status);
+        drill.profile = profile.into();
+        drill
+    };
+    let own = facts.identity.profile.clone();
+    let size = |backup: &str, at: &str, bytes: u64| report::BackupSize {
+        backup: backup.into(),
+        finished_at: at.parse().expect("a time"),
+        bytes,
+    };
+    let beside = Circumstances {
+        earlier: vec![earlier(&own, "wal-missing"), earlier("another", "passed")],
+        backups: vec![
+            size("20261001T020003Z", "2026-10-01T02:00:03Z", 1000),
+            size("20261120T020003Z", "2026-11-20T02:00:03Z", 1100),
+        ],
+        ..Circumstances::default()
+    };
+    let text = unmarked(&report::markdown(&facts, &verdict, &beside));
+    let (_, section) = text.split_once("### 7.1 Drill Requirements").expect("7.1");
+    let (section, _) = section.split_once("### 7.2").expect("7.2");
+    for row in [
+        "| Drills that passed | 1 of 2 (50 %) | 100 % | not met |",
+        "| Restores that reached their target | 1 of 2 (50 %) | 100 % | not met |",
+        "| Growth of what is backed up | +6.0 % a month | below 10 % a month | met |",
+    ] {
+        assert!(section.contains(row), "{row}: {section}");
+    }
+    assert!(section.contains("a backup that failed left none"), "{section}");
+    let text = unmarked(&report::markdown(&facts, &verdict, &Circumstances::default()));
+    let row = "| there are no two backups a week apart | below 10 % a month | cannot be said |";
+    assert!(text.contains(row), "{text}");
 }
 
 #[test]
