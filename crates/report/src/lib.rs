@@ -16,6 +16,7 @@ mod picture;
 mod proof;
 mod record;
 mod selftest;
+pub mod severity;
 mod statement;
 mod template;
 pub mod trend;

@@ -7,6 +7,7 @@ use drill::{Status, Verdict, code};
 use crate::actions;
 use crate::circumstances::Circumstances;
 use crate::document::{Document, Text, said, value};
+use crate::severity;
 use crate::template::{of_check, person, recovery_point, recovery_time, target};
 use crate::words::{bytes, clock, day, duration, instant};
 
@@ -413,6 +414,13 @@ fn server_log(out: &mut Document, facts: &Facts) {
 /// The questions that a failed drill raises about production, answered from what was seen.
 fn production(out: &mut Document, facts: &Facts, verdict: &Verdict) {
     out.heading(2, "11. Production Impact Assessment");
+    if let Some((severity, at)) = severity::of(verdict) {
+        let from = format!("/reasons/{at}/code");
+        out.paragraph(vec![
+            said("Severity, by rule:"),
+            value(severity.as_str(), from).strong(),
+        ]);
+    }
     let (same, same_action) = match &facts.input {
         Some(input) => (
             value(

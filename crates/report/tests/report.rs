@@ -390,6 +390,10 @@ fn a_failed_drill_answers_what_it_means_for_production() {
         row("Are production WAL archives healthy?").contains("| No: cluster \"main\" cannot be recovered")
     );
     assert!(row("Is there a workaround").contains("escalate as P1"));
+    assert!(
+        text.contains("Severity, by rule: **SEV-1: recovery is impossible, "),
+        "{text}"
+    );
     let (_, passed) = report("passed");
     assert!(!passed.contains("Production Impact Assessment"));
 }
