@@ -241,6 +241,26 @@ fn nobody_within_the_limit_makes_a_required_step_inconclusive_unless_it_was_conf
     assert_eq!(by_hand(&facts, "window")["by"], "Ann");
     assert_eq!(by_hand(&facts, "told")["state"], "not-confirmed");
 
+    // Both are counted: one did not pass, and both copies got to their target.
+    let listed = world.json(&["drill", "list"]);
+    assert_eq!(listed["rates"][0]["profile"], "nobody");
+    let rates = listed["rates"][0]["rates"].as_array().expect("rates");
+    let rate = |id: &str| {
+        let rate = rates.iter().find(|rate| rate["id"] == id).expect("a rate");
+        let text = |key: &str| rate[key].as_str().unwrap_or_default().to_owned();
+        (text("actual"), text("target"), text("result"))
+    };
+    let words = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+    assert_eq!(rate("drills-passed"), words("1 of 2 (50 %)", "100 %", "not met"));
+    assert_eq!(rate("restores"), words("2 of 2 (100 %)", "100 %", "met"));
+    assert_eq!(rate("recovery-time").2, "met");
+    assert_eq!(rate("backup-growth").2, "cannot be said");
+    let printed = world.run(&["drill", "list"]).ok().stdout;
+    assert!(
+        printed.contains("Drills that passed") && printed.contains("a backup that failed left none"),
+        "{printed}"
+    );
+
     let ended = run(&["--confirm", "windows=Ann"]);
     assert_eq!(ended.code, 2, "{}", ended.stderr);
     assert!(
