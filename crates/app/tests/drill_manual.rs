@@ -26,6 +26,9 @@ fn world(name: &str) -> Option<(World, PathBuf)> {
     file.write_all(
         br#"
 [drill.shop]
+[drill.shop.people]
+escalation = { name = "Dora", after = "30 min" }
+dba = "Emil"
 [[drill.shop.manual]]
 id = "window"
 title = "A maintenance window is agreed"
@@ -192,6 +195,11 @@ fn a_step_is_confirmed_from_another_process_with_name_and_time_and_the_first_ans
     );
     let report = std::fs::read_to_string(facts["report"].as_str().expect("a report")).expect("report");
     assert!(report.contains("Confirmed by Ann"), "{report}");
+    // So is who is called when.
+    let others = &facts["people"]["others"];
+    assert_eq!(others[0]["called_after_seconds"], 1800, "{others:#}");
+    assert_eq!(others[1]["called_after_seconds"], Value::Null, "{others:#}");
+    assert!(report.contains("Called from 30 min on"), "{report}");
     // Anybody can judge it again.
     let id = facts["identity"]["drill_id"].as_str().expect("an id");
     world.run(&["drill", "audit", id]).ok();
@@ -294,6 +302,54 @@ fn a_drill_that_waits_for_people_is_ended_by_abort() {
             "{step:#}"
         );
     }
+}
+
+#[test]
+fn what_was_confirmed_before_a_drill_was_killed_still_counts_when_it_is_taken_up_again() {
+    let Some((world, copies)) =
+        world("what_was_confirmed_before_a_drill_was_killed_still_counts_when_it_is_taken_up_again")
+    else {
+        return;
+    };
+    let mut child = start(&world, &copies);
+    answer(&world, &copies, &["window", "--by", "Ann"]).ok();
+    // For later: the drill has not come to it when it is killed.
+    answer(&world, &copies, &["told", "--by", "Carla"]).ok();
+    let end = Instant::now() + Duration::from_secs(120);
+    let restored = || {
+        let folders = std::fs::read_dir(&copies).expect("folder").flatten();
+        folders
+            .filter_map(|entry| std::fs::read_to_string(entry.path().join("resume.json")).ok())
+            .any(|text| text.contains("\"restored\":true"))
+    };
+    while !restored() {
+        assert!(Instant::now() < end, "the drill does not get there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("SIGKILL");
+    child.wait().expect("it has ended");
+    let directory = copies.display().to_string();
+    let mut again = world.command(&["drill", "resume", "--json", "--directory", &directory]);
+    again
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let again = again.spawn().expect("it is taken up");
+    answer(&world, &copies, &["look", "--by", "Bob"]).ok();
+    let ended = Ended::of(&again.wait_with_output().expect("it has ended"));
+    let facts = ended.json();
+    assert_eq!(ended.code, 0, "{facts:#}\n{}", ended.stderr);
+    for (id, by) in [("window", "Ann"), ("look", "Bob"), ("told", "Carla")] {
+        let step = by_hand(&facts, id);
+        assert_eq!(
+            (step["state"].as_str(), step["by"].as_str()),
+            (Some("confirmed"), Some(by))
+        );
+    }
+    assert!(
+        std::fs::read_dir(&copies).expect("folder").next().is_none(),
+        "nothing is left"
+    );
 }
 
 #[test]

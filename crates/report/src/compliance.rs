@@ -170,7 +170,7 @@ fn rates(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: &Circumst
             said(rate.met.as_str()),
         ]
     });
-    out.say("Over the drills of this profile that are recorded, and the backups that exist:");
+    out.say("Over this drill and the newest earlier ones of its profile, and the backups that exist:");
     out.table(&["Rate", "Actual", "Target", "Result"], rows);
     out.say(trend::NOT_COUNTED);
 }
