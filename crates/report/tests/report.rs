@@ -638,7 +638,14 @@ fn a_late_recovery_and_a_service_that_never_was_ready_name_the_escalation_contac
         );
     }
     // An endpoint that is wrong beside a service that was ready is no reason to call somebody.
-    let (facts, mut verdict) = judged("passed");
+    let (mut facts, mut verdict) = judged("passed");
+    facts.instants = ["target-reached", "stabilised"]
+        .map(|id| drill::facts::InstantFacts {
+            id: id.into(),
+            at: facts.started_at,
+            offset_ms: None,
+        })
+        .into();
     verdict.reasons.push(drill::Reason {
         code: drill::code::ENDPOINT_UNHEALTHY.into(),
         text: "one value".into(),
