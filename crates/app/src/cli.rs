@@ -495,6 +495,8 @@ pub enum Drill {
     Resume(DrillResume),
     /// End a drill that runs, in an orderly way: its copy is removed, and it is recorded as ABORTED
     Abort(DrillAbort),
+    /// Say that a step which people make was made, to the drill that waits for it
+    Confirm(DrillConfirm),
     /// Drill the drill: plant faults in clones of the backups, and see each caught
     Selftest(DrillSelftest),
     /// Commit a standing marker in production, by which points of the past are proved later; run it from a timer
@@ -578,6 +580,14 @@ pub struct DrillRun {
     /// Sign the result as operator with the key in this file; `-`: standard input
     #[arg(long, value_name = "FILE")]
     pub sign_key: Option<PathBuf>,
+    /// Confirm a step which people make beforehand: its id, and by whom
+    #[arg(long, value_name = "ID=NAME", value_parser = confirmation)]
+    pub confirm: Vec<(String, String)>,
+}
+
+fn confirmation(text: &str) -> Result<(String, String), String> {
+    let (id, name) = text.split_once('=').ok_or("it is written ID=NAME")?;
+    Ok((id.to_owned(), name.to_owned()))
 }
 
 #[derive(Debug, Args)]
@@ -588,6 +598,25 @@ pub struct DrillAbort {
     /// Where its throw-away copy is [default: below /var/tmp]
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillConfirm {
+    /// The step's id, as the drill prints it
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Who confirms it
+    #[arg(long, value_name = "NAME")]
+    pub by: String,
+    /// The drill's name [default: the only one that runs there]
+    #[arg(long, value_name = "DRILL")]
+    pub drill: Option<String>,
+    /// Where its throw-away copy is [default: below /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// The step is not made, for this reason
+    #[arg(long, value_name = "REASON")]
+    pub skip: Option<String>,
 }
 
 #[derive(Debug, Args)]

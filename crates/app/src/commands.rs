@@ -6,6 +6,7 @@ mod config;
 mod drill;
 mod drill_abort;
 mod drill_audit;
+mod drill_confirm;
 mod drill_due;
 mod drill_follow_up;
 mod drill_list;
@@ -74,6 +75,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Drill(cli::Drill::Run(arguments)) => drill::run(context, &arguments),
         Command::Drill(cli::Drill::Resume(arguments)) => drill_resume::run(context, &arguments),
         Command::Drill(cli::Drill::Abort(arguments)) => drill_abort::run(&arguments),
+        Command::Drill(cli::Drill::Confirm(arguments)) => drill_confirm::run(context, &arguments),
         Command::Drill(cli::Drill::Selftest(arguments)) => drill_selftest::run(context, &arguments),
         Command::Drill(cli::Drill::Plan(arguments)) => drill_plan::plan(context, &arguments),
         Command::Drill(cli::Drill::Preflight(arguments)) => drill_plan::preflight(context, &arguments),

@@ -664,6 +664,16 @@ impl Configuration {
                     add(format!("{at}.definition"), quoted(&check.definition()));
                 }
             }
+            for (index, step) in drill.definition.manual.iter().enumerate() {
+                let at = format!("{at}.manual[{index}]");
+                add(format!("{at}.id"), quoted(&step.id));
+                add(format!("{at}.title"), quoted(&step.title));
+                add(format!("{at}.required"), step.required.to_string());
+                add(
+                    format!("{at}.limit"),
+                    format!("\"{} s\"", step.limit.as_secs_f64()),
+                );
+            }
         }
         for (name, key) in &self.signers {
             add(format!("signers.{name}"), quoted(&key.to_string()));

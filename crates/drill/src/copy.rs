@@ -26,6 +26,7 @@ use restore::Plan;
 
 use crate::feed::Feed;
 use crate::log;
+use crate::manual;
 use crate::resume;
 use crate::rows::aborted;
 use crate::verdict::code;
@@ -82,6 +83,34 @@ impl CopyFolder {
     /// Removes the folder and everything in it, without following links.
     pub fn remove(&self) -> Result<()> {
         std::fs::remove_dir_all(&self.path).map_err(|error| folder_error("remove", &self.path, &error))
+    }
+
+    /// Removes the copy from its folder and leaves the folder itself, in which people still confirm what they do.
+    pub fn clear(&self) -> Result<()> {
+        let entries =
+            std::fs::read_dir(&self.path).map_err(|error| folder_error("read", &self.path, &error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| folder_error("read", &self.path, &error))?;
+            let (path, name) = (entry.path(), entry.file_name());
+            let stays = name
+                .to_str()
+                .is_some_and(|name| matches!(name, LOCK_NAME | ABORT_NAME) || manual::is_file_of(name));
+            if stays {
+                continue;
+            }
+            let removed = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => std::fs::remove_dir_all(&path),
+                _ => std::fs::remove_file(&path),
+            };
+            removed.map_err(|error| folder_error("remove", &path, &error))?;
+        }
+        Ok(())
+    }
+
+    /// The drill's name, as [`running`] gives it.
+    pub fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix(FOLDER_PREFIX).unwrap_or(&name).to_owned()
     }
 
     /// Takes the folder of a drill over that was killed. Errors: `copy-folder`, `drill-running`.

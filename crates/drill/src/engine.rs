@@ -19,11 +19,12 @@ use crate::copy::{Copy, CopyFolder};
 use crate::evidence;
 use crate::facts::{
     CheckDetail, CheckResult, FACTS_VERSION, Facts, FailureKind, HttpSeen, Identity, InstantFacts,
-    Interruption, Measure, Objectives, PointFacts, PointKind, RetryFacts, Scope, StepFacts, StepOutcome,
-    TargetFacts, Teardown,
+    Interruption, ManualWhen, Measure, Objectives, PointFacts, PointKind, RetryFacts, Scope, StepFacts,
+    StepOutcome, TargetFacts, Teardown,
 };
 use crate::forecast::{self, EarlierDrill};
 use crate::log;
+use crate::manual;
 use crate::objectives;
 use crate::options::{Documents, Drill, DrillTarget, Profile};
 use crate::perform;
@@ -121,11 +122,16 @@ pub(crate) fn conduct(drill: &Drill<'_>) -> Result<Conducted> {
         work: Duration::ZERO,
         started: Instant::now(),
         log: Vec::new(),
-        steps_total: drill.before.len() + perform::STEPS.len(),
+        steps_total: drill.before.len() + perform::steps_of(&drill.profile).len(),
     };
     run.mark_at("drill-started", started_at);
     let drill_id = run.facts.identity.drill_id.clone();
     let folder = CopyFolder::create(&drill.sandbox.parent, &drill_id, crate::isolation::owner(drill))?;
+    if let Err(error) = manual::prepare(drill, &folder) {
+        // Nothing was done yet, and nothing is left.
+        folder.remove()?;
+        return Err(error);
+    }
     Ok(carry_out(run, &folder, perform::perform))
 }
 
@@ -148,7 +154,7 @@ pub fn take_up(drill: &Drill<'_>, folder: &Path) -> Result<Outcome> {
         work: Duration::ZERO,
         started: Instant::now(),
         log: saved.log.clone(),
-        steps_total: drill.before.len() + perform::STEPS.len() + 1,
+        steps_total: drill.before.len() + perform::steps_of(&drill.profile).len() + 1,
     };
     // Another process's monotonic clock says nothing here: from now on the wall clock counts.
     for instant in &mut run.facts.instants {
@@ -172,6 +178,7 @@ fn carry_out<'a>(
 ) -> Conducted {
     let drill = run.drill;
     let ended = AtomicBool::new(false);
+    let mut waits = false;
     std::thread::scope(|scope| {
         // `drill abort` asks through the folder.
         scope.spawn(|| {
@@ -187,11 +194,20 @@ fn carry_out<'a>(
         // Whatever ended it stands in the facts.
         let _ = steps(&mut run, folder, &mut copy);
         ended.store(true, Ordering::Relaxed);
+        waits = run.waits_afterwards();
         run.tear_down(folder, copy);
     });
     run.compare_archive();
-    let finished_at = (drill.clock)();
+    let mut finished_at = (drill.clock)();
     run.mark_at("drill-finished", finished_at);
+    if waits {
+        if run.waits_afterwards() {
+            // That it was ended meanwhile stands in the facts.
+            let _ = manual::wait(&mut run, folder, ManualWhen::After, None);
+        }
+        run.remove_folder(folder);
+        finished_at = (drill.clock)();
+    }
     run.complete_checks();
     run.facts.limits = limits(&run.facts);
     run.facts.finished_at = Some(finished_at);
@@ -261,7 +277,7 @@ fn check_request(drill: &Drill<'_>) -> Result<()> {
     if drill.profile.target == DrillTarget::Bracket && drill.production.is_none() {
         return usage("a drill that makes its own point needs a connection to production".into());
     }
-    Ok(())
+    manual::check_request(drill)
 }
 
 fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
@@ -351,6 +367,7 @@ fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
         clocks,
         point: Some(point),
         interruptions: Vec::new(),
+        manual: manual::blank(profile),
     }
 }
 
@@ -617,6 +634,7 @@ impl Run<'_> {
             kept_on_request: keep,
             left: Vec::new(),
         };
+        let waits = self.waits_afterwards();
         // This step is made even when the drill was told to stop.
         let failure = self.facts.failure.take();
         let (expected_ms, limit_ms) = self.announce("tear-down", "Stop the copy and remove it");
@@ -631,7 +649,12 @@ impl Run<'_> {
             self.facts.server_log = log::excerpt(&copy.whole_log());
             perform::record_feed(&mut self.facts, &copy);
         }
-        let removed = if keep { folder.keep() } else { folder.remove() };
+        let removed = match (keep, waits) {
+            (true, _) => folder.keep(),
+            // People still confirm in the folder; the copy is gone from it.
+            (false, true) => folder.clear(),
+            (false, false) => folder.remove(),
+        };
         match removed {
             Ok(()) => teardown.folder_removed = !keep,
             Err(error) => teardown
@@ -661,6 +684,26 @@ impl Run<'_> {
         });
         self.facts.teardown = Some(teardown);
         self.facts.failure = failure;
+    }
+
+    /// Whether people are waited for when the copy is gone: a drill that ended early asks nobody any more.
+    fn waits_afterwards(&self) -> bool {
+        self.facts.failure.is_none() && manual::is_asked(&self.drill.profile, ManualWhen::After)
+    }
+
+    /// Removes the copy's folder, in which people were waited for.
+    fn remove_folder(&mut self, folder: &CopyFolder) {
+        if self.drill.sandbox.keep {
+            return;
+        }
+        if let Err(error) = folder.remove()
+            && let Some(teardown) = &mut self.facts.teardown
+        {
+            teardown.folder_removed = false;
+            teardown
+                .left
+                .push(format!("{}: {}", folder.path.display(), error.message()));
+        }
     }
 
     /// The last look, made even when the drill was told to stop: nothing that a copy did to the archive stays

@@ -22,7 +22,9 @@ pub use details::{
     VersionsOfTable,
 };
 pub use past::{PointFacts, PointKind, PointWindow, StandingMarker};
-pub use procedure::{GateFacts, Person, ProfileFacts, Registration, RetryFacts};
+pub use procedure::{
+    GateFacts, ManualFacts, ManualState, ManualWhen, Person, ProfileFacts, Registration, RetryFacts,
+};
 
 /// The version of the facts that this program writes.
 pub const FACTS_VERSION: u32 = 1;
@@ -100,6 +102,9 @@ pub struct Facts {
     /// When the drill was interrupted and taken up again: its last step before, and the first one behind.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interruptions: Vec<Interruption>,
+    /// What people were asked to do, in the order of the profile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub manual: Vec<ManualFacts>,
 }
 
 /// A drill whose process was gone for a while.

@@ -30,6 +30,7 @@ pub mod http;
 mod isolation;
 pub mod junit;
 pub mod log;
+pub mod manual;
 pub mod objectives;
 pub mod options;
 mod own_checks;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::{Facts, GateFacts, People, PointFacts, ProfileFacts, Rpo, StepFacts};
 use crate::gates::GateLimits;
+use crate::manual::ManualStep;
 use crate::objectives::Objective;
 use crate::point::MadePoint;
 use crate::user_checks::UserCheck;
@@ -76,6 +77,8 @@ pub struct Profile {
     pub checks: Vec<String>,
     /// The user's own checks.
     pub user_checks: Vec<UserCheck>,
+    /// What people do, and confirm.
+    pub manual: Vec<ManualStep>,
     /// Checks whose NOT RUN is acceptable, because nothing can prove them for this kind of point.
     pub may_be_not_run: Vec<String>,
     /// What may be done outside of the quarantine.
@@ -115,6 +118,7 @@ impl Profile {
             gates: GateLimits::default(),
             checks: DEFAULT_CHECKS.iter().map(ToString::to_string).collect(),
             user_checks: Vec::new(),
+            manual: Vec::new(),
             may_be_not_run: Vec::new(),
             grants: Vec::new(),
             also: Vec::new(),
@@ -279,6 +283,8 @@ pub struct Drill<'a> {
     pub sandbox: SandboxOptions,
     /// Who takes part.
     pub people: People,
+    /// Steps of people that were confirmed beforehand: their ids, and by whom.
+    pub confirmed: Vec<(String, String)>,
     /// Why it is run.
     pub trigger: String,
     /// When the next one is due.

@@ -21,10 +21,11 @@ use crate::checks;
 use crate::copy::{Copy, CopyFolder, remove_leftovers};
 use crate::copy_settings::CopySettings;
 use crate::engine::{Ended, Run};
-use crate::facts::{Facts, Input, PlanFacts, Rpo, Rto};
+use crate::facts::{Facts, Input, ManualWhen, PlanFacts, Rpo, Rto};
 use crate::feed::Feed;
 use crate::isolation::{open_copy, owner};
-use crate::options::{Drill, DrillTarget, Grant, Watcher};
+use crate::manual;
+use crate::options::{Drill, DrillTarget, Grant, Profile, Watcher};
 use crate::own_checks;
 use crate::point::{self, MadePoint, Point, PointOptions};
 use crate::preflight;
@@ -32,14 +33,14 @@ use crate::registration;
 use crate::resume::{self, Saved};
 use crate::rows::RowKey;
 use crate::server_error::recordable;
-use crate::soundness::check_sound;
+use crate::soundness::{check_sound, own_database};
 use crate::standing;
 use crate::stops::recover;
 use crate::user_checks::CheckKind;
 use crate::verdict::code;
 use crate::versions;
 
-/// Every step of a drill, in order, with its title.
+/// Every step of a drill, in order, with its title; people's are added by [`steps_of`].
 pub const STEPS: [(&str, &str); 16] = [
     ("look", "Look at production and clean up after interrupted drills"),
     ("rpo", "Measure what would be lost now"),
@@ -61,6 +62,25 @@ pub const STEPS: [(&str, &str); 16] = [
     ("tear-down", "Stop the copy and remove it"),
     ("archive-after", "Compare the WAL archive with its listing before"),
 ];
+
+/// The steps of a drill of this profile, in order: those in which people are waited for are there where the profile has
+/// some.
+pub fn steps_of(profile: &Profile) -> Vec<(&'static str, &'static str)> {
+    let mut steps = Vec::with_capacity(STEPS.len());
+    for step in STEPS {
+        steps.push(step);
+        let when = match step.0 {
+            "gates" => ManualWhen::Before,
+            "recover" => ManualWhen::AtTarget,
+            "archive-after" => ManualWhen::After,
+            _ => continue,
+        };
+        if manual::is_asked(profile, when) {
+            steps.push(manual::step_of(when));
+        }
+    }
+    steps
+}
 
 /// Sessions at once for digests and amcheck: production is not to be crowded.
 pub(crate) const SESSIONS: usize = 2;
@@ -84,6 +104,7 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
     run.step("gates", "Look through the gates", |run| {
         look_through_gates(run, production.as_ref())
     })?;
+    manual::wait(run, folder, ManualWhen::Before, None)?;
     ask_application(run)?;
     run.archive_of = production
         .as_ref()
@@ -165,6 +186,8 @@ fn look_at_restored(
         "Recover to each stop, and look at the copy there",
         |run| recover(run, copy, plan, backup, point.as_ref(), key),
     )?;
+    let place = copy.conninfo(&own_database(run));
+    manual::wait(run, folder, ManualWhen::AtTarget, Some(&place))?;
     check_sound(run, copy, plan, backup)?;
     compare_versions(run, folder, copy, plan, production.as_ref(), key)
 }

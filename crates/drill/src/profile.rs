@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::facts::{Measure, ProfileFacts};
 use crate::gates::{DEFAULT_BACKUP_AGE, GATES, GateLimits};
+use crate::manual::ManualStep;
 use crate::objectives::{Expression, INSTANTS, Objective, RPO_EXPRESSION, RTO_EXPRESSION, warning_of};
 use crate::options::{BUILT_IN_CHECKS, DEFAULT_CHECKS, DrillTarget, Grant, Profile};
 use crate::user_checks::UserCheck;
@@ -48,6 +49,8 @@ pub struct ProfileDefinition {
     pub gates: GateDefinition,
     /// Checks of the user's.
     pub user_checks: Vec<UserCheck>,
+    /// What people do, and confirm.
+    pub manual: Vec<ManualStep>,
 }
 
 /// An objective as it is written.
@@ -235,6 +238,11 @@ fn merge(under: ProfileDefinition, over: ProfileDefinition) -> ProfileDefinition
         user_checks.retain(|known| known.id != check.id);
         user_checks.push(check);
     }
+    let mut manual = under.manual;
+    for step in over.manual {
+        manual.retain(|known| known.id != step.id);
+        manual.push(step);
+    }
     let mut step_limits = under.step_limits;
     step_limits.extend(over.step_limits);
     let rto_warning = match (over.rto, over.rto_warning) {
@@ -265,6 +273,7 @@ fn merge(under: ProfileDefinition, over: ProfileDefinition) -> ProfileDefinition
             blocking: over.gates.blocking.or(under.gates.blocking),
         },
         user_checks,
+        manual,
     }
 }
 
@@ -358,6 +367,7 @@ pub fn resolve(name: &str, own: &BTreeMap<String, ProfileDefinition>) -> Result<
         gates: limits,
         checks,
         user_checks: definition.user_checks,
+        manual: definition.manual,
         may_be_not_run: definition.may_be_not_run.unwrap_or_default(),
         grants,
         also: definition.also.unwrap_or_default(),
@@ -461,7 +471,7 @@ pub fn facts_of(profile: &Profile) -> ProfileFacts {
         .iter()
         .map(|(id, limit)| (id, length(*limit)))
         .collect();
-    let value = serde_json::json!({
+    let mut value = serde_json::json!({
         "name": profile.name,
         "target": profile.target_text,
         "objectives": profile.objectives,
@@ -475,6 +485,10 @@ pub fn facts_of(profile: &Profile) -> ProfileFacts {
         "restore_tries": profile.restore_tries,
         "step_limits": limits,
     });
+    // Only where there are some: a profile without them keeps the digest under which it was registered.
+    if !profile.manual.is_empty() {
+        value["manual"] = serde_json::json!(profile.manual);
+    }
     ProfileFacts {
         name: profile.name.clone(),
         source: profile.source.clone(),

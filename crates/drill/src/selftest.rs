@@ -159,12 +159,15 @@ impl Selftest {
     }
 }
 
+/// Measures what would be lost now with this archive.
+pub type LossOf<'a> = &'a dyn Fn(&Archive) -> Result<Rpo>;
+
 /// What a self-test is given beside the drill.
 pub struct Options<'a> {
     /// Only these faults, by their words; empty: all of them.
     pub only: Vec<String>,
     /// Measures what would be lost now with this archive.
-    pub loss: Option<&'a dyn Fn(&Archive) -> Result<Rpo>>,
+    pub loss: Option<LossOf<'a>>,
     /// Makes a document for people.
     pub document: &'a dyn Fn(&Selftest) -> String,
 }
@@ -174,7 +177,7 @@ struct Ground<'a, 'd> {
     drill: &'a Drill<'d>,
     untouched: &'a Facts,
     made: &'a MadePoint,
-    loss: Option<&'a dyn Fn(&Archive) -> Result<Rpo>>,
+    loss: Option<LossOf<'a>>,
     /// The folder of all clones.
     folder: PathBuf,
 }

@@ -8,8 +8,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{
-    Check, CheckDetail, CheckResult, Facts, FailureKind, ProbeResult, QuarantineLevel, SequenceState,
-    StepOutcome, StopOutcome,
+    Check, CheckDetail, CheckResult, Facts, FailureKind, ManualState, ProbeResult, QuarantineLevel,
+    SequenceState, StepOutcome, StopOutcome,
 };
 use crate::objectives;
 use crate::standing;
@@ -59,6 +59,8 @@ pub mod code {
     pub const GATE_DOUBTFUL: &str = "gate-doubtful";
     /// The run did not keep to the plan that was registered.
     pub const PLAN_DEVIATES: &str = "plan-deviates";
+    /// A step that people make was not confirmed.
+    pub const MANUAL_STEP_OPEN: &str = "manual-step-open";
     /// A step took longer than its limit.
     pub const STEP_TOO_SLOW: &str = "step-too-slow";
     /// A step succeeded only when it was made again.
@@ -217,6 +219,7 @@ pub fn judge(facts: &Facts) -> Verdict {
     judge_failure(facts, &mut reasons);
     judge_gates(facts, &mut reasons);
     judge_steps(facts, &mut reasons);
+    judge_people(facts, &mut reasons);
     judge_stops(facts, &mut reasons);
     judge_checks(facts, &mut reasons);
     judge_rows_again(facts, &mut reasons);
@@ -345,6 +348,41 @@ fn judge_steps(facts: &Facts, reasons: &mut Reasons) {
             );
             reasons.add(Weight::Observation, code::STEP_TOO_SLOW, None, text);
         }
+    }
+}
+
+/// What people had to do and nobody confirmed: a doubt where the profile calls it required, else an observation. What a
+/// drill that ended early did not come to follows from that end.
+fn judge_people(facts: &Facts, reasons: &mut Reasons) {
+    for step in facts.manual.iter().filter(|step| !step.is_confirmed()) {
+        let follows = facts.failure.is_some() && step.asked_at.is_none();
+        let weight = match step.required && !follows {
+            true => Weight::Doubt,
+            false => Weight::Observation,
+        };
+        let said = match (step.state, &step.by) {
+            (ManualState::Skipped, Some(by)) => format!("skipped by {by}"),
+            _ => "not confirmed".to_owned(),
+        };
+        let why = step.why.as_deref().unwrap_or("no name and no time are recorded");
+        let text = format!("By hand, \"{}\" ({}): {said}: {why}.", step.title, step.id);
+        reasons.add(weight, code::MANUAL_STEP_OPEN, None, text);
+    }
+    // What the profile asks for, and the facts do not mention.
+    let Some(profile) = facts.profiles.first() else {
+        return;
+    };
+    for asked in profile.value["manual"].as_array().into_iter().flatten() {
+        let id = asked["id"].as_str().unwrap_or_default();
+        if facts.manual.iter().any(|step| step.id == id) {
+            continue;
+        }
+        let weight = match asked["required"].as_bool() {
+            Some(false) => Weight::Observation,
+            _ => Weight::Doubt,
+        };
+        let text = format!("By hand, \"{id}\": no result is recorded.");
+        reasons.add(weight, code::MANUAL_STEP_OPEN, None, text);
     }
 }
 

@@ -145,6 +145,7 @@ pub(crate) fn good() -> Facts {
         clocks: vec![],
         point: None,
         interruptions: vec![],
+        manual: vec![],
     }
 }
 
@@ -554,4 +555,109 @@ fn what_the_profile_accepts_as_not_run_is_no_observation_and_nothing_else_is_acc
     assert_eq!(of(CheckResult::NotRun, false), Status::PassedWithObservations);
     assert_eq!(of(CheckResult::CouldNotLook, true), Status::Inconclusive);
     assert_eq!(of(CheckResult::Fail, true), Status::Failed);
+}
+
+fn by_hand(required: bool, state: ManualState) -> ManualFacts {
+    let now: Timestamp = "2026-01-25T14:30:00Z".parse().expect("a time");
+    let said = state != ManualState::NotConfirmed;
+    ManualFacts {
+        id: "window".into(),
+        title: "A window is agreed".into(),
+        when: ManualWhen::Before,
+        required,
+        limit_ms: 900_000,
+        asked_at: Some(now),
+        state,
+        by: said.then(|| "Ann".into()),
+        at: said.then_some(now),
+        why: (state != ManualState::Confirmed).then(|| "nobody confirmed it within 15 min".into()),
+    }
+}
+
+#[test]
+fn a_required_step_of_people_that_nobody_confirmed_is_a_doubt_and_another_one_an_observation() {
+    let judged = |steps: Vec<ManualFacts>| {
+        let mut facts = good();
+        facts.manual = steps;
+        judge(&facts)
+    };
+    let confirmed = by_hand(true, ManualState::Confirmed);
+    assert_eq!(judged(vec![confirmed.clone()]).status, Status::Passed);
+    for state in [ManualState::NotConfirmed, ManualState::Skipped] {
+        let verdict = judged(vec![by_hand(true, state)]);
+        assert_eq!(verdict.status, Status::Inconclusive, "{state:?}");
+        assert_eq!(verdict.reasons[0].code, code::MANUAL_STEP_OPEN);
+        let verdict = judged(vec![by_hand(false, state)]);
+        assert_eq!(verdict.status, Status::PassedWithObservations, "{state:?}");
+        assert!(verdict.reasons[0].text.contains("within 15 min"), "{verdict:?}");
+    }
+    let skipped = judged(vec![by_hand(true, ManualState::Skipped)]);
+    assert!(skipped.reasons[0].text.contains("skipped by Ann"), "{skipped:?}");
+    // "Confirmed" without a name or a time confirms nothing.
+    let changes: [fn(&mut ManualFacts); 3] = [
+        |step| step.by = None,
+        |step| step.by = Some(" ".into()),
+        |step| step.at = None,
+    ];
+    for change in changes {
+        let mut step = confirmed.clone();
+        change(&mut step);
+        assert_eq!(judged(vec![step]).status, Status::Inconclusive);
+    }
+}
+
+#[test]
+fn a_step_of_people_that_the_profile_asks_for_and_nothing_was_recorded_of_is_open() {
+    let mut facts = good();
+    facts.profiles.push(ProfileFacts {
+        name: "shop".into(),
+        source: "file".into(),
+        extends: Vec::new(),
+        digest: String::new(),
+        value: serde_json::json!({ "manual": [{ "id": "window", "required": true }] }),
+        objectives_only: false,
+    });
+    assert_eq!(judge(&facts).status, Status::Inconclusive);
+    facts.manual = vec![by_hand(true, ManualState::Confirmed)];
+    assert_eq!(judge(&facts).status, Status::Passed);
+}
+
+#[test]
+fn a_step_of_people_that_an_ended_drill_did_not_come_to_follows_from_that_end() {
+    let mut facts = good();
+    facts.failure = Some(Failure {
+        step: "restore".into(),
+        kind: FailureKind::Finding,
+        code: code::OBJECT_DAMAGED.into(),
+        error_code: code::OBJECT_DAMAGED.into(),
+        message: "a pack is damaged".into(),
+        detail: None,
+        hint: None,
+    });
+    let mut step = by_hand(true, ManualState::NotConfirmed);
+    step.asked_at = None;
+    facts.manual = vec![step];
+    let verdict = judge(&facts);
+    assert_eq!(verdict.status, Status::Failed);
+    let open = verdict
+        .reasons
+        .iter()
+        .find(|reason| reason.code == code::MANUAL_STEP_OPEN);
+    assert_eq!(open.expect("it is said").weight, Weight::Observation);
+}
+
+#[test]
+fn facts_of_an_older_program_have_no_steps_of_people_and_read() {
+    let mut old = serde_json::to_value(good()).expect("JSON");
+    let removed = old.as_object_mut().expect("an object").remove("manual");
+    assert_eq!(removed, None, "an empty list is not written");
+    let facts: Facts = serde_json::from_value(old).expect("it reads");
+    assert_eq!(facts.manual, []);
+    let mut with = good();
+    with.manual = vec![by_hand(true, ManualState::Confirmed)];
+    let text = serde_json::to_string(&with).expect("JSON");
+    assert_eq!(
+        serde_json::from_str::<Facts>(&text).expect("it reads").manual,
+        with.manual
+    );
 }

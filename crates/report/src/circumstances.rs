@@ -2,6 +2,7 @@
 //! drills went. All of it is evidence of its own, and is pointed to by its file.
 
 use drill::Status;
+use drill::facts::FailureKind;
 use drill::follow_up::FollowUp;
 use drill::sign_off::Signature;
 use jiff::Timestamp;
@@ -15,8 +16,19 @@ pub struct Circumstances {
     pub follow_ups: Vec<FollowUp>,
     /// Earlier drills of this cluster, oldest first; this one is not among them.
     pub earlier: Vec<Earlier>,
+    /// The backups that the repository holds.
+    pub backups: Vec<BackupSize>,
     /// The rule by which the next drill is due, in words: `quarterly`.
     pub frequency: Option<String>,
+}
+
+/// A backup, by what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupSize {
+    pub backup: String,
+    pub finished_at: Timestamp,
+    /// What a restore of it writes.
+    pub bytes: u64,
 }
 
 /// An earlier drill.
@@ -29,11 +41,26 @@ pub struct Earlier {
     /// Milliseconds of recovery.
     pub rto_ms: Option<u64>,
     pub rpo_seconds: Option<f64>,
+    /// Whether its copy got to the target; nothing where it was stopped, or could not be told, before.
+    pub restored: Option<bool>,
+    /// A fault was planted: a drill of the drill.
+    pub planted: bool,
 }
 
 impl Earlier {
     pub fn of(facts: &drill::Facts, status: Status) -> Earlier {
+        let reached = facts
+            .target
+            .stops
+            .first()
+            .is_some_and(|stop| stop.outcome.is_reached());
+        let untold = facts
+            .failure
+            .as_ref()
+            .is_some_and(|failure| failure.kind != FailureKind::Finding);
         Earlier {
+            restored: (reached || !untold).then_some(reached),
+            planted: !facts.planted_faults.is_empty(),
             drill: facts.identity.drill_id.clone(),
             profile: facts.identity.profile.clone(),
             started_at: facts.started_at,

@@ -5,9 +5,10 @@ use drill::Verdict;
 use drill::facts::{Facts, Measure, Rto};
 use drill::sign_off::{SignerRole, is_signed};
 
-use crate::circumstances::Circumstances;
-use crate::document::{Document, said, value};
+use crate::circumstances::{Circumstances, Earlier};
+use crate::document::{Document, Text, said, value};
 use crate::template::{recovery_point, recovery_time};
+use crate::trend;
 use crate::words::{day, limit};
 
 pub fn compliance(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: &Circumstances) {
@@ -44,6 +45,7 @@ pub fn compliance(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: 
             ],
         ],
     );
+    rates(out, facts, verdict, beside);
     out.heading(3, "7.2 Audit Evidence");
     let drill = &facts.identity.drill_id;
     let location = |name: &str| value(format!("evidence/{drill}/{name}"), "/identity/drill_id").code();
@@ -132,6 +134,45 @@ pub fn compliance(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: 
             ],
         ],
     );
+}
+
+/// How often drills of this profile succeed, how long they take, and how fast the backups grow.
+fn rates(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: &Circumstances) {
+    let profile = &facts.identity.profile;
+    let mut drills: Vec<Earlier> = beside
+        .earlier
+        .iter()
+        .filter(|drill| drill.profile == *profile)
+        .cloned()
+        .collect();
+    drills.push(Earlier::of(facts, verdict.status));
+    let of_drills = |own: &[&str]| {
+        let earlier = drills.iter().rev().skip(1).rev();
+        let earlier = earlier.map(|drill| format!("{}/facts.json", drill.drill));
+        earlier
+            .chain(own.iter().map(|from| (*from).to_owned()))
+            .collect::<Vec<String>>()
+    };
+    let rows = trend::rates(&drills, &beside.backups).into_iter().map(|rate| {
+        let places = match rate.id {
+            "recovery-time" => of_drills(&["/rto"]),
+            "restores" => of_drills(&["/target/stops"]),
+            "backup-growth" => trend::growth_ends(&beside.backups)
+                .map(|(first, last)| vec![first.backup.clone(), last.backup.clone()])
+                .unwrap_or_default(),
+            _ => of_drills(&["/verdict"]),
+        };
+        let actual = places.into_iter().fold(said(&rate.actual), Text::and);
+        [
+            said(rate.title),
+            actual,
+            said(rate.target),
+            said(rate.met.as_str()),
+        ]
+    });
+    out.say("Over this drill and the newest earlier ones of its profile, and the backups that exist:");
+    out.table(&["Rate", "Actual", "Target", "Result"], rows);
+    out.say(trend::NOT_COUNTED);
 }
 
 pub fn appendix(out: &mut Document, facts: &Facts) {

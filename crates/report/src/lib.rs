@@ -16,6 +16,7 @@ mod picture;
 mod proof;
 mod record;
 mod selftest;
+pub mod severity;
 mod statement;
 mod template;
 pub mod trend;
@@ -24,7 +25,7 @@ mod words;
 use drill::{Documents, Facts, Verdict};
 
 pub use actions::REDRILL_DAYS;
-pub use circumstances::{Circumstances, Earlier};
+pub use circumstances::{BackupSize, Circumstances, Earlier};
 pub use html::forecast_words;
 pub use junit::junit;
 pub use selftest::{selftest, summary as selftest_summary};

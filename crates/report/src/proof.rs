@@ -4,8 +4,10 @@
 use drill::facts::{CheckResult, Facts, ProbeResult, QuarantineLevel, SequenceState, StepFacts, StopOutcome};
 use drill::{Status, Verdict, code};
 
+use crate::actions;
 use crate::circumstances::Circumstances;
 use crate::document::{Document, Text, said, value};
+use crate::severity;
 use crate::template::{of_check, person, recovery_point, recovery_time, target};
 use crate::words::{bytes, clock, day, duration, instant};
 
@@ -412,6 +414,13 @@ fn server_log(out: &mut Document, facts: &Facts) {
 /// The questions that a failed drill raises about production, answered from what was seen.
 fn production(out: &mut Document, facts: &Facts, verdict: &Verdict) {
     out.heading(2, "11. Production Impact Assessment");
+    if let Some((severity, at)) = severity::of(verdict) {
+        let from = format!("/reasons/{at}/code");
+        out.paragraph(vec![
+            said("Severity, by rule:"),
+            value(severity.as_str(), from).strong(),
+        ]);
+    }
     let (same, same_action) = match &facts.input {
         Some(input) => (
             value(
@@ -516,6 +525,45 @@ fn production(out: &mut Document, facts: &Facts, verdict: &Verdict) {
         "Tell the engineering lead within 1 hour; write down the cause; give each action an owner and a date \
          (`pgproof drill follow-up add`); drill again within 2 weeks after the fix.",
     );
+    called(out, facts);
+}
+
+/// Who is called when, in order of time.
+fn called(out: &mut Document, facts: &Facts) {
+    let mut order: Vec<(u64, usize)> = facts
+        .people
+        .others
+        .iter()
+        .enumerate()
+        .filter_map(|(at, person)| Some((person.called_after_seconds?, at)))
+        .collect();
+    if order.is_empty() {
+        return;
+    }
+    order.sort_unstable();
+    let mut line = vec![said("Who is called while production is down, in this order:")];
+    let last = order.len() - 1;
+    for (number, (_, at)) in order.into_iter().enumerate() {
+        let Some((person, when)) = facts
+            .people
+            .others
+            .get(at)
+            .and_then(|person| Some((person, actions::called(person)?)))
+        else {
+            continue;
+        };
+        let end = if number == last { "." } else { ";" };
+        let from = |name: &str| format!("/people/others/{at}/{name}");
+        line.push(
+            value(
+                format!("{} ({}) {when}{end}", person.name, person.role),
+                from("name"),
+            )
+            .and(from("role"))
+            .and(from("called_after_seconds")),
+        );
+    }
+    out.paragraph(line);
 }
 
 /// The record that a runbook asks for, field by field.

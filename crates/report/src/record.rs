@@ -1,7 +1,9 @@
 //! The second part of a report: the full record that auditors know, heading by heading: scope, timeline, results, issues,
 //! recommendations, compliance, sign-off.
 
-use drill::facts::{CheckDetail, CheckResult, Facts, StepFacts, StepOutcome};
+use drill::facts::{
+    CheckDetail, CheckResult, Facts, ManualFacts, ManualState, ManualWhen, StepFacts, StepOutcome,
+};
 use drill::{Verdict, Weight};
 
 use crate::actions;
@@ -9,10 +11,10 @@ use crate::circumstances::Circumstances;
 use crate::compliance;
 use crate::document::{Document, Line, Text, said, value};
 use crate::template::{endpoints, of_check, person, phase, recovery_point, recovery_time, status, target};
-use crate::words::{age, bytes, day, duration, instant, since};
+use crate::words::{age, between_ms, bytes, day, duration, instant, since};
 
 /// Steps that come when the copy has served its purpose.
-const AFTERWARDS: [&str; 2] = ["tear-down", "archive-after"];
+const AFTERWARDS: [&str; 3] = ["tear-down", "archive-after", "manual-after"];
 
 /// Appends the record.
 pub fn write(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: &Circumstances) {
@@ -227,7 +229,13 @@ fn scope(out: &mut Document, facts: &Facts, beside: &Circumstances) {
         rows.push([
             value(&other.role, format!("/people/others/{at}/role")),
             value(&other.name, format!("/people/others/{at}/name")),
-            said("As agreed"),
+            match actions::called(other) {
+                Some(when) => value(
+                    format!("Called {when}"),
+                    format!("/people/others/{at}/called_after_seconds"),
+                ),
+                None => said("As agreed"),
+            },
         ]);
     }
     if people.others.is_empty() {
@@ -262,6 +270,63 @@ fn step_row(facts: &Facts, at: usize, step: &StepFacts) -> [Text; 4] {
         value(duration(step.duration_ms), format!("/steps/{at}/duration_ms")),
         state,
     ]
+}
+
+/// What people did at this time of the drill: when, what, how long it took from the asking, and who said so.
+fn by_hand(facts: &Facts, when: ManualWhen) -> Vec<[Text; 4]> {
+    let steps = facts.manual.iter().enumerate();
+    steps
+        .filter(|(_, step)| step.when == when)
+        .map(|(at, step)| {
+            let from = |name: &str| format!("/manual/{at}/{name}");
+            let time = match (step.at, step.asked_at) {
+                (Some(said), _) => value(instant(said), from("at")),
+                (None, Some(asked)) => value(instant(asked), from("asked_at")),
+                (None, None) => value("not asked", from("asked_at")),
+            };
+            let need = if step.required { "required" } else { "not required" };
+            let what =
+                value(format!("{} (by hand, {need})", step.title), from("title")).and(from("required"));
+            [time, what, waited(step, at), said_by(step, at)]
+        })
+        .collect()
+}
+
+/// How long the drill waited for people.
+fn waited(step: &ManualFacts, at: usize) -> Text {
+    let from = |name: &str| format!("/manual/{at}/{name}");
+    match (step.asked_at, step.at) {
+        // Confirmed beforehand: nobody waited.
+        (Some(asked), Some(said)) => {
+            value(duration(between_ms(asked, said)), from("asked_at")).and(from("at"))
+        }
+        (Some(_), None) => value(format!("at most {}", duration(step.limit_ms)), from("limit_ms")),
+        (None, _) => value("-", from("asked_at")),
+    }
+}
+
+fn said_by(step: &ManualFacts, at: usize) -> Text {
+    let from = |name: &str| format!("/manual/{at}/{name}");
+    let by = step.by.as_deref().unwrap_or("nobody");
+    let why = step.why.as_deref().unwrap_or("no reason is recorded");
+    match step.state {
+        ManualState::Confirmed if step.is_confirmed() => {
+            value(format!("Confirmed by {by}"), from("state")).and(from("by"))
+        }
+        ManualState::Confirmed => {
+            value("Not confirmed: no name or no time is recorded", from("state")).and(from("by"))
+        }
+        ManualState::Skipped => value(format!("Skipped by {by}: {why}"), from("state"))
+            .and(from("by"))
+            .and(from("why")),
+        ManualState::NotConfirmed => value(format!("Not confirmed: {why}"), from("state")).and(from("why")),
+    }
+}
+
+/// Without the column for the length.
+fn narrow(row: [Text; 4]) -> [Text; 3] {
+    let [time, what, _, state] = row;
+    [time, what, state]
 }
 
 fn timeline(out: &mut Document, facts: &Facts, beside: &Circumstances) {
@@ -303,6 +368,7 @@ fn timeline(out: &mut Document, facts: &Facts, beside: &Circumstances) {
             said("none are recorded for this drill"),
         ]);
     }
+    rows.extend(by_hand(facts, ManualWhen::Before).into_iter().map(narrow));
     rows.push([
         said("T-0"),
         said("Drill begins"),
@@ -315,16 +381,15 @@ fn timeline(out: &mut Document, facts: &Facts, beside: &Circumstances) {
     let rows = steps()
         .filter(|(_, step)| !AFTERWARDS.contains(&step.id.as_str()))
         .map(|(at, step)| step_row(facts, at, step));
+    let rows = rows.chain(by_hand(facts, ManualWhen::AtTarget));
     out.table(&["Time", "Action", "Duration", "Status"], rows);
 
     out.heading(3, "3.3 Post-Drill Phase");
     let mut rows: Vec<[Text; 3]> = steps()
         .filter(|(_, step)| AFTERWARDS.contains(&step.id.as_str()))
-        .map(|(at, step)| {
-            let [time, action, _, state] = step_row(facts, at, step);
-            [time, action, state]
-        })
+        .map(|(at, step)| narrow(step_row(facts, at, step)))
         .collect();
+    rows.extend(by_hand(facts, ManualWhen::After).into_iter().map(narrow));
     for signature in &beside.signatures {
         rows.push([
             value(instant(signature.signed_at), signature.file.clone()),
@@ -643,11 +708,20 @@ fn issues(out: &mut Document, facts: &Facts, verdict: &Verdict) {
                 [said("Hint"), value(or_dash(&failure.hint), from("hint"))],
             ],
         );
-        let help = verdict
-            .reasons
-            .first()
-            .map_or("", |reason| actions::troubleshooting(&reason.code));
-        out.paragraph(vec![said(format!("Where to look first: {help}."))]);
+    }
+    // After an early end the heaviest reason alone: the others follow from it.
+    let most = if facts.failure.is_some() { 1 } else { usize::MAX };
+    let mut told = Vec::new();
+    let decided = verdict
+        .reasons
+        .iter()
+        .filter(|reason| reason.weight != Weight::Observation);
+    for reason in decided.take(most) {
+        let help = actions::troubleshooting(&reason.code, facts.failure.as_ref());
+        if !told.contains(&help) {
+            told.push(help);
+            out.paragraph(vec![said(format!("Where to look first: {help}."))]);
+        }
     }
 }
 
@@ -668,7 +742,7 @@ fn recommendations(out: &mut Document, facts: &Facts, verdict: &Verdict, beside:
             (None, Some(due)) => (said("not assigned"), value(day(due), "/finished_at")),
             (None, None) => (said("not assigned"), said("not set")),
         };
-        rows.push([said(action.priority), value(action.text, action.from), owner, due]);
+        rows.push([said(action.priority), action.said(), owner, due]);
     }
     if rows.is_empty() {
         rows.push([said("-"), said("None"), said("-"), said("-")]);

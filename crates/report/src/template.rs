@@ -690,7 +690,7 @@ pub fn follow_ups(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: 
             None => said("not set"),
         };
         rows.push([
-            value(action.text, action.from.clone()),
+            action.said(),
             said("not assigned"),
             due,
             value("open", action.from),

@@ -1,9 +1,13 @@
 //! How recovery changes from drill to drill: a straight line through what was measured, and when it crosses what was
-//! agreed.
+//! agreed; and how often it succeeded, how long it took, and how fast the backups grow.
 //!
-//! Invariant: nothing is foretold from fewer than three drills, or from drills that all lie at one moment.
+//! Invariants: nothing is foretold from fewer than three drills, or from drills that all lie at one moment; a rate over
+//! nothing is not said to be met.
 
 use jiff::{SignedDuration, Timestamp};
+
+use crate::circumstances::{BackupSize, Earlier};
+use crate::words::duration;
 
 /// Fewer drills say nothing about the future.
 pub const DRILLS_MIN: usize = 3;
@@ -84,9 +88,144 @@ impl Trend {
     }
 }
 
+/// A recovery takes less than this, in the middle.
+const RECOVERY_TARGET_MS: u64 = 3_600_000;
+/// Backups grow by less than so many per cent in a month.
+const GROWTH_TARGET_PERCENT: f64 = 10.0;
+/// Two backups that lie closer together say nothing of a month.
+const GROWTH_DAYS_MIN: f64 = 7.0;
+const MONTH_DAYS: f64 = 30.44;
+
+/// What the rates are silent about.
+pub const NOT_COUNTED: &str = "Only what left a record is counted: a backup that failed left none, nor did a drill whose process was killed and \
+     that nobody took up again. Drills of the drill are left out.";
+
+/// Whether a target is met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Met {
+    Met,
+    NotMet,
+    CannotBeSaid,
+}
+
+impl Met {
+    /// For tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Met::Met => "met",
+            Met::NotMet => "not met",
+            Met::CannotBeSaid => "cannot be said",
+        }
+    }
+
+    fn of(met: Option<bool>) -> Met {
+        match met {
+            Some(true) => Met::Met,
+            Some(false) => Met::NotMet,
+            None => Met::CannotBeSaid,
+        }
+    }
+}
+
+/// One figure with its target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rate {
+    /// A stable word: `drills-passed`.
+    pub id: &'static str,
+    /// For people.
+    pub title: &'static str,
+    pub actual: String,
+    pub target: &'static str,
+    pub met: Met,
+}
+
+/// What all drills of a profile, and the backups of its cluster, add up to.
+pub fn rates(drills: &[Earlier], backups: &[BackupSize]) -> Vec<Rate> {
+    let counted: Vec<&Earlier> = drills.iter().filter(|drill| !drill.planted).collect();
+    let passed = counted
+        .iter()
+        .filter(|drill| drill.status.exit_code() == 0)
+        .count();
+    let restores: Vec<bool> = counted.iter().filter_map(|drill| drill.restored).collect();
+    let restored = restores.iter().filter(|restored| **restored).count();
+    let median = median(counted.iter().filter_map(|drill| drill.rto_ms).collect());
+    let growth = growth_percent(backups);
+    let all = |part: usize, of: usize| Met::of((of > 0).then_some(part == of));
+    vec![
+        Rate {
+            id: "drills-passed",
+            title: "Drills that passed",
+            actual: share(passed, counted.len()),
+            target: "100 %",
+            met: all(passed, counted.len()),
+        },
+        Rate {
+            id: "restores",
+            title: "Restores that reached their target",
+            actual: share(restored, restores.len()),
+            target: "100 %",
+            met: all(restored, restores.len()),
+        },
+        Rate {
+            id: "recovery-time",
+            title: "Recovery time, the median",
+            actual: median.map_or_else(|| "nothing was measured".to_owned(), duration),
+            target: "below 1 h",
+            met: Met::of(median.map(|median| median < RECOVERY_TARGET_MS)),
+        },
+        Rate {
+            id: "backup-growth",
+            title: "Growth of what is backed up",
+            actual: growth.map_or_else(
+                || "there are no two backups a week apart".to_owned(),
+                |growth| format!("{growth:+.1} % a month"),
+            ),
+            target: "below 10 % a month",
+            met: Met::of(growth.map(|growth| growth < GROWTH_TARGET_PERCENT)),
+        },
+    ]
+}
+
+fn share(part: usize, of: usize) -> String {
+    match of {
+        0 => "there were none".to_owned(),
+        // Never rounded up to all of them.
+        of => format!("{part} of {of} ({} %)", part * 100 / of),
+    }
+}
+
+fn median(mut values: Vec<u64>) -> Option<u64> {
+    values.sort_unstable();
+    let upper = *values.get(values.len() / 2)?;
+    match values.len().is_multiple_of(2) {
+        false => Some(upper),
+        true => {
+            let lower = *values.get((values.len() / 2).checked_sub(1)?)?;
+            Some(lower.midpoint(upper))
+        }
+    }
+}
+
+/// The two backups that growth is told from: the oldest and the newest.
+pub fn growth_ends(backups: &[BackupSize]) -> Option<(&BackupSize, &BackupSize)> {
+    let first = backups.iter().min_by_key(|backup| backup.finished_at)?;
+    let last = backups.iter().max_by_key(|backup| backup.finished_at)?;
+    let days = last.finished_at.duration_since(first.finished_at).as_secs_f64() / DAY_SECONDS;
+    (days >= GROWTH_DAYS_MIN && first.bytes > 0).then_some((first, last))
+}
+
+/// By how many per cent the size grows in a month, at the rate between the oldest and the newest backup.
+fn growth_percent(backups: &[BackupSize]) -> Option<f64> {
+    let (first, last) = growth_ends(backups)?;
+    let days = last.finished_at.duration_since(first.finished_at).as_secs_f64() / DAY_SECONDS;
+    let percent = ((last.bytes as f64 / first.bytes as f64).powf(MONTH_DAYS / days) - 1.0) * 100.0;
+    percent.is_finite().then_some(percent)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use drill::Status;
 
     fn at(day: i64) -> Timestamp {
         let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
@@ -119,5 +258,93 @@ mod tests {
         assert_eq!(trend(&[(at(0), 1.0), (at(1), f64::NAN), (at(2), 3.0)]), None);
         let falling = trend(&[(at(0), 3.0), (at(1), 2.0), (at(2), 1.0)]).unwrap();
         assert_eq!(falling.forecast(5.0), Forecast::Never);
+    }
+
+    fn drill(status: Status, restored: Option<bool>, rto_ms: Option<u64>) -> Earlier {
+        Earlier {
+            drill: "pitr_drill_20260101T000000Z".into(),
+            profile: "shop".into(),
+            started_at: at(0),
+            status,
+            rto_ms,
+            rpo_seconds: None,
+            restored,
+            planted: false,
+        }
+    }
+
+    fn size(day: i64, bytes: u64) -> BackupSize {
+        BackupSize {
+            backup: format!("day-{day}"),
+            finished_at: at(day),
+            bytes,
+        }
+    }
+
+    fn of(drills: &[Earlier], backups: &[BackupSize]) -> Vec<(String, Met)> {
+        let rates = rates(drills, backups);
+        rates.into_iter().map(|rate| (rate.actual, rate.met)).collect()
+    }
+
+    #[test]
+    fn rates_are_shares_of_what_was_recorded_and_met_only_where_all_of_it_is() {
+        let minutes = |minutes: u64| Some(minutes * 60_000);
+        let good = drill(Status::Passed, Some(true), minutes(10));
+        let observed = drill(Status::PassedWithObservations, Some(true), minutes(30));
+        let seen = of(&[good.clone(), observed.clone()], &[]);
+        assert_eq!(seen[0], ("2 of 2 (100 %)".into(), Met::Met));
+        assert_eq!(seen[1], ("2 of 2 (100 %)".into(), Met::Met));
+        assert_eq!(seen[2], ("20 min".into(), Met::Met));
+        // A copy that stands at its target with other rows: the restore succeeded, the drill did not.
+        let differs = drill(Status::Failed, Some(true), minutes(70));
+        let broken = drill(Status::Failed, Some(false), None);
+        // Stopped before it could be told: no restore that failed.
+        let stopped = drill(Status::Aborted, None, None);
+        let seen = of(&[good, observed, differs, broken, stopped], &[]);
+        assert_eq!(seen[0], ("2 of 5 (40 %)".into(), Met::NotMet));
+        assert_eq!(seen[1], ("3 of 4 (75 %)".into(), Met::NotMet));
+        assert_eq!(seen[2], ("30 min".into(), Met::Met));
+        let slow = drill(Status::Passed, Some(true), minutes(60));
+        assert_eq!(of(&[slow], &[])[2].1, Met::NotMet, "below, and not at");
+    }
+
+    #[test]
+    fn a_share_of_almost_all_is_not_rounded_up_and_drills_of_the_drill_do_not_count() {
+        let mut drills = vec![drill(Status::Passed, Some(true), None); 999];
+        drills.push(drill(Status::Failed, Some(false), None));
+        assert_eq!(of(&drills, &[])[0], ("999 of 1000 (99 %)".into(), Met::NotMet));
+        let mut planted = drill(Status::Failed, Some(false), Some(1));
+        planted.planted = true;
+        let seen = of(&[planted], &[]);
+        for (at, words) in ["there were none", "there were none", "nothing was measured"]
+            .into_iter()
+            .enumerate()
+        {
+            assert_eq!(seen[at], (words.into(), Met::CannotBeSaid));
+        }
+    }
+
+    #[test]
+    fn growth_is_told_from_backups_a_week_apart_and_from_nothing_less() {
+        let growth = |sizes: &[BackupSize]| of(&[], sizes)[3].clone();
+        let none = || {
+            (
+                "there are no two backups a week apart".to_owned(),
+                Met::CannotBeSaid,
+            )
+        };
+        assert_eq!(growth(&[]), none());
+        assert_eq!(growth(&[size(0, 100), size(6, 200)]), none());
+        assert_eq!(
+            growth(&[size(0, 0), size(60, 200)]),
+            none(),
+            "nothing to grow from"
+        );
+        // Twice the size in 60.88 days is half as much again and a bit in each month.
+        let (words, met) = growth(&[size(61, 200), size(30, 500), size(0, 100)]);
+        assert_eq!((words.as_str(), met), ("+41.3 % a month", Met::NotMet));
+        assert_eq!(growth(&[size(0, 100), size(30, 105)]).1, Met::Met);
+        let (words, met) = growth(&[size(0, 100), size(7, 98)]);
+        assert!(words.starts_with('-') && met == Met::Met, "{words}");
     }
 }

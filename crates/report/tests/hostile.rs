@@ -1,6 +1,6 @@
 //! Names of databases, tables and checks may hold anything: in no document do they become markup.
 
-use drill::facts::{CheckResult, Facts, Side, TableProof};
+use drill::facts::{CheckResult, Facts, ManualFacts, ManualState, ManualWhen, Person, Side, TableProof};
 use drill::{Reason, Verdict, Weight, judge};
 use report::Circumstances;
 
@@ -44,6 +44,31 @@ fn hostile() -> (Facts, Verdict) {
             },
         );
     }
+    for when in [ManualWhen::Before, ManualWhen::AtTarget, ManualWhen::After] {
+        for state in [
+            ManualState::Confirmed,
+            ManualState::Skipped,
+            ManualState::NotConfirmed,
+        ] {
+            facts.manual.push(ManualFacts {
+                id: bad(),
+                title: bad(),
+                when,
+                required: true,
+                limit_ms: 1,
+                asked_at: Some(facts.started_at),
+                state,
+                by: Some(bad()),
+                at: Some(facts.started_at),
+                why: Some(bad()),
+            });
+        }
+    }
+    facts.people.others.push(Person {
+        role: bad(),
+        name: bad(),
+        called_after_seconds: Some(1800),
+    });
     let mut verdict = judge(&facts);
     verdict.reasons.push(Reason {
         code: bad(),

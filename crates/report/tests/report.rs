@@ -1,5 +1,6 @@
 //! Claims about the report, made of facts that real drills recorded (`tests/facts`; only paths were shortened).
 
+use drill::facts::{ManualFacts, ManualState, ManualWhen};
 use drill::{Facts, Status, Verdict, judge};
 use report::Circumstances;
 use serde_json::Value;
@@ -320,6 +321,8 @@ fn a_number_without_a_source_is_said_nowhere() {
     // Words of the document's own that hold digits and no measurement.
     let allowed = |text: &str| {
         text == "T-0"
+            // Targets that teams agreed on.
+            || ["100 %", "below 1 h", "below 10 % a month"].contains(&text)
             || text.starts_with("before T-0")
             || text.starts_with(|c: char| c.is_ascii_digit())
             || [
@@ -387,6 +390,10 @@ fn a_failed_drill_answers_what_it_means_for_production() {
         row("Are production WAL archives healthy?").contains("| No: cluster \"main\" cannot be recovered")
     );
     assert!(row("Is there a workaround").contains("escalate as P1"));
+    assert!(
+        text.contains("Severity, by rule: **SEV-1: recovery is impossible, "),
+        "{text}"
+    );
     let (_, passed) = report("passed");
     assert!(!passed.contains("Production Impact Assessment"));
 }
@@ -418,6 +425,65 @@ fn every_step_stands_in_its_phase_of_the_timeline() {
     }
 }
 
+fn by_hand(id: &str, when: ManualWhen, state: ManualState) -> ManualFacts {
+    let at = "2026-11-20T10:00:05Z".parse().expect("a time");
+    let said = state != ManualState::NotConfirmed;
+    ManualFacts {
+        id: id.into(),
+        title: format!("The {id} is there"),
+        when,
+        required: true,
+        limit_ms: 900_000,
+        asked_at: Some("2026-11-20T10:00:00Z".parse().expect("a time")),
+        state,
+        by: said.then(|| "Ann".into()),
+        at: said.then_some(at),
+        why: (state != ManualState::Confirmed).then(|| "nobody came".into()),
+    }
+}
+
+#[test]
+fn what_people_confirmed_stands_in_its_phase_with_name_and_time() {
+    let mut facts = facts("passed");
+    facts.manual = vec![
+        by_hand("incident", ManualWhen::Before, ManualState::Confirmed),
+        by_hand("look", ManualWhen::AtTarget, ManualState::Skipped),
+        by_hand("clean-up", ManualWhen::After, ManualState::NotConfirmed),
+    ];
+    let verdict = judge(&facts);
+    let text = unmarked(&report::markdown(&facts, &verdict, &Circumstances::default()));
+    let part = |from: &str, to: &str| {
+        let (_, rest) = text.split_once(from).expect(from);
+        rest.split_once(to).expect(to).0.to_owned()
+    };
+    let before = part("### 3.1 Preparation Phase", "### 3.2");
+    let row = "| 2026-11-20 10:00:05 UTC | The incident is there (by hand, required) | Confirmed by Ann |";
+    assert!(before.contains(row), "{before}");
+    let during = part("### 3.2 Execution Phase", "### 3.3");
+    let row = "| The look is there (by hand, required) | 5.000 s | Skipped by Ann: nobody came |";
+    assert!(during.contains(row), "{during}");
+    let after = part("### 3.3 Post-Drill Phase", "## 4.");
+    let row = "| 2026-11-20 10:00:00 UTC | The clean-up is there (by hand, required) | Not confirmed: nobody came |";
+    assert!(after.contains(row), "{after}");
+    // Each of them says where it stands in facts.json.
+    let kept = kept(&facts, &verdict);
+    let document = report::document(&facts, &verdict, &Circumstances::default());
+    let mut pointers = 0;
+    for from in document.texts().iter().flat_map(|text| &text.from) {
+        assert!(kept.pointer(from).is_some(), "{from}");
+        pointers += usize::from(from.starts_with("/manual/"));
+    }
+    assert!(pointers >= 3 * 5, "{pointers}");
+    // A "Confirmed" that names nobody is printed as what it is.
+    facts.manual[0].by = None;
+    let text = unmarked(&report::markdown(
+        &facts,
+        &judge(&facts),
+        &Circumstances::default(),
+    ));
+    assert!(!text.contains("Confirmed by"), "{text}");
+}
+
 #[test]
 fn who_is_told_follows_from_what_was_found() {
     let owner = "| Escalate to the data's owner; ";
@@ -441,10 +507,160 @@ fn who_is_told_follows_from_what_was_found() {
     }
 }
 
+#[test]
+fn rates_over_the_profile_s_drills_stand_in_the_requirements_with_their_targets() {
+    let (facts, verdict) = judged("passed");
+    let earlier = |profile: &str, name: &str| {
+        let (facts, verdict) = judged(name);
+        let mut drill = report::Earlier::of(&facts, verdict.status);
+        drill.profile = profile.into();
+        drill
+    };
+    let own = facts.identity.profile.clone();
+    let size = |backup: &str, at: &str, bytes: u64| report::BackupSize {
+        backup: backup.into(),
+        finished_at: at.parse().expect("a time"),
+        bytes,
+    };
+    let beside = Circumstances {
+        earlier: vec![earlier(&own, "wal-missing"), earlier("another", "passed")],
+        backups: vec![
+            size("20261001T020003Z", "2026-10-01T02:00:03Z", 1000),
+            size("20261120T020003Z", "2026-11-20T02:00:03Z", 1100),
+        ],
+        ..Circumstances::default()
+    };
+    let text = unmarked(&report::markdown(&facts, &verdict, &beside));
+    let (_, section) = text.split_once("### 7.1 Drill Requirements").expect("7.1");
+    let (section, _) = section.split_once("### 7.2").expect("7.2");
+    for row in [
+        "| Drills that passed | 1 of 2 (50 %) | 100 % | not met |",
+        "| Restores that reached their target | 1 of 2 (50 %) | 100 % | not met |",
+        "| Growth of what is backed up | +6.0 % a month | below 10 % a month | met |",
+    ] {
+        assert!(section.contains(row), "{row}: {section}");
+    }
+    assert!(section.contains("a backup that failed left none"), "{section}");
+    let text = unmarked(&report::markdown(&facts, &verdict, &Circumstances::default()));
+    let row = "| there are no two backups a week apart | below 10 % a month | cannot be said |";
+    assert!(text.contains(row), "{text}");
+}
+
+#[test]
+fn who_is_called_when_stands_with_the_participants_and_in_order_of_time_where_recovery_failed() {
+    let mut facts = facts("rows-differ");
+    facts.people.others = [
+        ("lead", Some(3600)),
+        ("escalation", Some(1800)),
+        ("dba", Some(0)),
+        ("qa", None),
+    ]
+    .map(|(role, seconds)| drill::facts::Person {
+        called_after_seconds: seconds,
+        ..person_as(role)
+    })
+    .into();
+    let verdict = judge(&facts);
+    let text = unmarked(&report::markdown(&facts, &verdict, &Circumstances::default()));
+    for row in [
+        "| lead | Carla the lead | Called from 60 min on |",
+        "| escalation | Carla the escalation | Called from 30 min on |",
+        "| dba | Carla the dba | Called from the start on |",
+        "| qa | Carla the qa | As agreed |",
+    ] {
+        assert!(text.contains(row), "{row}");
+    }
+    let (_, section) = text
+        .split_once("## 11. Production Impact Assessment")
+        .expect("section 11");
+    let (section, _) = section.split_once("## 12.").expect("section 12");
+    let last = section.trim_end().lines().next_back().expect("a last line");
+    let places: Vec<Option<usize>> = [
+        "(dba) from the start on;",
+        "(escalation) from 30 min on;",
+        "(lead) from 60 min on.",
+    ]
+    .iter()
+    .map(|words| last.find(words))
+    .collect();
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{last}");
+    assert!(!last.contains("(qa)"), "{last}");
+    let kept = kept(&facts, &verdict);
+    let document = report::document(&facts, &verdict, &Circumstances::default());
+    for from in document.texts().iter().flat_map(|text| &text.from) {
+        assert!(kept.pointer(from).is_some(), "{from}");
+    }
+}
+
+#[test]
+fn a_late_recovery_and_a_service_that_never_was_ready_name_the_escalation_contact_with_its_time() {
+    let late = |code: &str, people: Vec<drill::facts::Person>| {
+        let (mut facts, mut verdict) = judged("passed");
+        facts.people.others = people;
+        if code == drill::code::ENDPOINT_UNHEALTHY {
+            facts.instants = vec![drill::facts::InstantFacts {
+                id: "target-reached".into(),
+                at: facts.started_at,
+                offset_ms: None,
+            }];
+        }
+        verdict.reasons.push(drill::Reason {
+            code: code.into(),
+            text: "too late".into(),
+            check: None,
+            weight: drill::Weight::Observation,
+        });
+        unmarked(&report::markdown(&facts, &verdict, &Circumstances::default()))
+    };
+    let named = |after: Option<u64>| {
+        vec![drill::facts::Person {
+            called_after_seconds: after,
+            ..person_as("escalation")
+        }]
+    };
+    for code in [
+        drill::code::RTO_AT_RISK,
+        drill::code::RTO_EXCEEDED,
+        drill::code::ENDPOINT_UNHEALTHY,
+    ] {
+        let text = late(code, named(Some(1800)));
+        let words = "; tell Carla the escalation, the escalation contact, from 30 min on | not assigned |";
+        assert!(text.contains(words), "{code}: {text}");
+        let text = late(code, named(None));
+        assert!(
+            text.contains("when services stay down for 15 min | not assigned |"),
+            "{code}"
+        );
+        let text = late(code, Vec::new());
+        assert!(
+            text.contains("tell the escalation contact (none is named"),
+            "{code}"
+        );
+    }
+    // An endpoint that is wrong beside a service that was ready is no reason to call somebody.
+    let (mut facts, mut verdict) = judged("passed");
+    facts.instants = ["target-reached", "stabilised"]
+        .map(|id| drill::facts::InstantFacts {
+            id: id.into(),
+            at: facts.started_at,
+            offset_ms: None,
+        })
+        .into();
+    verdict.reasons.push(drill::Reason {
+        code: drill::code::ENDPOINT_UNHEALTHY.into(),
+        text: "one value".into(),
+        check: None,
+        weight: drill::Weight::Observation,
+    });
+    let text = report::markdown(&facts, &verdict, &Circumstances::default());
+    assert!(!text.contains("the escalation contact"), "{text}");
+}
+
 fn person_as(role: &str) -> drill::facts::Person {
     drill::facts::Person {
         role: role.into(),
         name: format!("Carla the {role}"),
+        called_after_seconds: None,
     }
 }
 

@@ -82,6 +82,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let frequency = setup.configuration.frequency(&setup.profile.name);
     let beside = Circumstances {
         earlier: stored::earlier(std::slice::from_ref(copy), None)?,
+        backups: stored::sizes(&backups),
         frequency: Some(frequency.as_str().to_owned()),
         ..Circumstances::default()
     };
@@ -105,6 +106,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         clock: &clock,
         documents: &documents,
         faults: arguments.plant.iter().map(|fault| planted(*fault)).collect(),
+        confirmed: arguments.confirm.clone(),
         abort: &abort,
         watcher: &shown,
     })?)?;

@@ -1,16 +1,20 @@
 //! `pgproof drill list`: the table that teams keep by hand (quarter, date, recovery time, status, link, notes), with what
 //! is scheduled, and where the recovery time is heading.
 
+use std::collections::BTreeMap;
+
 use diagnostic::Result;
 use drill::sign_off::shown_status;
 use jiff::tz::TimeZone;
-use report::forecast_words;
+use report::trend::Rate;
+use report::{BackupSize, Earlier, forecast_words};
 use serde_json::{Value, json};
 
 use super::drill_due::{self, DueDrill};
 use super::drill_stored::{self as stored, Recorded};
 use crate::cli;
 use crate::context::Context;
+use crate::copies::OpenCopy;
 use crate::{exit, output};
 
 pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
@@ -69,13 +73,27 @@ pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
         ]);
     }
     let trends = trends(&drills);
+    let rates = rates(&drills, &sizes(&copies));
     if context.json {
         let scheduled: Vec<Value> = due.iter().map(DueDrill::value).collect();
         let trends: Vec<Value> = trends
             .iter()
             .map(|(profile, words)| json!({ "profile": profile, "forecast": words }))
             .collect();
-        output::json(&json!({ "drills": values, "scheduled": scheduled, "trends": trends }));
+        let rates: Vec<Value> = rates
+            .iter()
+            .map(|(profile, rates)| {
+                let rates: Vec<Value> = rates.iter().map(rate_value).collect();
+                json!({ "profile": profile, "rates": rates })
+            })
+            .collect();
+        output::json(&json!({
+            "drills": values,
+            "scheduled": scheduled,
+            "trends": trends,
+            "rates": rates,
+            "rates_leave_out": report::trend::NOT_COUNTED,
+        }));
         return Ok(exit::DONE);
     }
     if drills.is_empty() {
@@ -98,6 +116,7 @@ pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
     for (profile, words) in trends {
         output::line(format!("{profile}: {words}"));
     }
+    print_rates(&rates);
     Ok(exit::DONE)
 }
 
@@ -146,6 +165,68 @@ fn notes(drill: &Recorded) -> String {
         open => notes.push(format!("{open} follow-ups open")),
     }
     notes.join("; ")
+}
+
+fn rate_value(rate: &Rate) -> Value {
+    json!({
+        "id": rate.id,
+        "title": rate.title,
+        "actual": rate.actual,
+        "target": rate.target,
+        "result": rate.met.as_str(),
+    })
+}
+
+fn print_rates(rates: &[(String, Vec<Rate>)]) {
+    if rates.is_empty() {
+        return;
+    }
+    let rows: Vec<Vec<String>> = rates
+        .iter()
+        .flat_map(|(profile, rates)| rates.iter().map(move |rate| (profile, rate)))
+        .map(|(profile, rate)| {
+            vec![
+                profile.clone(),
+                rate.title.to_owned(),
+                rate.actual.clone(),
+                rate.target.to_owned(),
+                rate.met.as_str().to_owned(),
+            ]
+        })
+        .collect();
+    output::table(&["PROFILE", "RATE", "ACTUAL", "TARGET", "RESULT"], &rows);
+    output::line(report::trend::NOT_COUNTED);
+}
+
+/// The sizes of all backups; one that lies in two copies counts once.
+fn sizes(copies: &[OpenCopy]) -> Vec<BackupSize> {
+    let mut all = Vec::new();
+    for copy in copies {
+        // That they cannot be read is told where they are looked at: here their growth cannot be said.
+        all.extend(copy.cluster.backups().unwrap_or_default());
+    }
+    let mut sizes = stored::sizes(&all);
+    sizes.sort_by(|a, b| a.backup.cmp(&b.backup));
+    sizes.dedup_by(|a, b| a.backup == b.backup);
+    sizes
+}
+
+/// For each profile, what its drills and the backups add up to.
+fn rates(drills: &[Recorded], backups: &[BackupSize]) -> Vec<(String, Vec<Rate>)> {
+    let readable = drills
+        .iter()
+        .filter_map(|drill| drill.facts.as_ref().zip(drill.verdict.as_ref()));
+    let mut profiles: BTreeMap<&str, Vec<Earlier>> = BTreeMap::new();
+    for (facts, verdict) in readable {
+        profiles
+            .entry(&facts.identity.profile)
+            .or_default()
+            .push(Earlier::of(facts, verdict.status));
+    }
+    profiles
+        .into_iter()
+        .map(|(profile, drills)| (profile.to_owned(), report::trend::rates(&drills, backups)))
+        .collect()
 }
 
 /// For each profile with enough drills, what the line through them says.

@@ -37,6 +37,7 @@ fn with_drill<T>(
         clock: &clock,
         documents: &|_, _| Vec::new(),
         faults: Vec::new(),
+        confirmed: Vec::new(),
         abort: &abort,
         watcher: &drill::Silent,
     })?;
@@ -127,10 +128,10 @@ pub fn mark(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
 }
 
 fn value(drill: &Drill<'_>, seen: &Preflight, registered: Option<&str>) -> Value {
-    let steps: Vec<Value> = perform::STEPS
-        .iter()
+    let steps: Vec<Value> = perform::steps_of(&drill.profile)
+        .into_iter()
         .map(|(id, title)| {
-            let limit = drill.profile.step_limits.get(*id);
+            let limit = drill.profile.step_limits.get(id);
             json!({
                 "id": id,
                 "title": title,
@@ -150,6 +151,7 @@ fn value(drill: &Drill<'_>, seen: &Preflight, registered: Option<&str>) -> Value
         "plan": seen.plan.as_ref().ok(),
         "plan_error": error,
         "steps": steps,
+        "manual": drill.profile.manual,
         "predicted_seconds": seen.predicted.map(|predicted| predicted.total_ms as f64 / 1000.0),
         "substitutions": seen.plan.as_ref().ok().map(|plan| preflight::substitutions(drill, plan)),
         "gates": gates(drill, seen),
@@ -182,11 +184,24 @@ fn print(drill: &Drill<'_>, seen: &Preflight, registered: Option<&str>, due: Opt
         }
     }
     output::line("Steps:");
-    for (id, title) in perform::STEPS {
+    for (id, title) in perform::steps_of(profile) {
         let expected = forecast::step_ms(&seen.earlier, id).map_or("no earlier drill".to_owned(), |ms| {
             output::seconds(ms as f64 / 1000.0)
         });
         output::line(format!("  {title:58} {expected}"));
+    }
+    if !profile.manual.is_empty() {
+        output::line("By hand:");
+    }
+    for step in &profile.manual {
+        let need = if step.required { "required" } else { "not required" };
+        output::line(format!(
+            "  {}: {} ({need}; the drill waits {}, in step {})",
+            step.id,
+            step.title,
+            output::seconds(step.limit.as_secs_f64()),
+            drill::manual::step_of(step.when).0
+        ));
     }
     output::line("Checks:");
     for id in &profile.checks {

@@ -35,6 +35,7 @@ pub fn run(context: &Context, arguments: &cli::DrillResume) -> Result<u8> {
     let frequency = setup.configuration.frequency(&setup.profile.name);
     let beside = Circumstances {
         earlier: stored::earlier(std::slice::from_ref(copy), None)?,
+        backups: stored::sizes(&backups),
         frequency: Some(frequency.as_str().to_owned()),
         ..Circumstances::default()
     };
@@ -51,6 +52,7 @@ pub fn run(context: &Context, arguments: &cli::DrillResume) -> Result<u8> {
         clock: &clock,
         documents: &documents,
         faults: Vec::new(),
+        confirmed: Vec::new(),
         abort: &abort,
         watcher: &shown,
     })?;

@@ -24,6 +24,7 @@ pub fn run(context: &Context, arguments: &cli::DrillSelftest) -> Result<u8> {
     let frequency = setup.configuration.frequency(&setup.profile.name);
     let beside = Circumstances {
         earlier: stored::earlier(std::slice::from_ref(copy), None)?,
+        backups: stored::sizes(&backups),
         frequency: Some(frequency.as_str().to_owned()),
         ..Circumstances::default()
     };
@@ -32,7 +33,7 @@ pub fn run(context: &Context, arguments: &cli::DrillSelftest) -> Result<u8> {
     let shown = drill_run::Shown::new();
     let clock = || context.now();
     let measure = || setup.measure_loss();
-    let untouched = setup.drill(&Parts {
+    let mut untouched = setup.drill(&Parts {
         keep: false,
         threads: arguments.threads,
         trigger: "self-test".to_owned(),
@@ -41,9 +42,13 @@ pub fn run(context: &Context, arguments: &cli::DrillSelftest) -> Result<u8> {
         clock: &clock,
         documents: &documents,
         faults: Vec::new(),
+        confirmed: Vec::new(),
         abort: &abort,
         watcher: &shown,
     })?;
+    // Nobody is waited for in a drill of the drill: dozens of copies would ask the same.
+    untouched.profile.manual.clear();
+    untouched.profile.facts = ::drill::profile::facts_of(&untouched.profile);
     let loss = |archive: &history::Archive| setup.measure_loss_with(archive);
     let (tested, outcome) = selftest::run(
         &untouched,

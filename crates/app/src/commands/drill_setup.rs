@@ -254,6 +254,7 @@ impl Setup {
                 threads: parts.threads.unwrap_or_else(cores),
             },
             people: self.people.clone(),
+            confirmed: parts.confirmed.clone(),
             trigger: parts.trigger.clone(),
             next_due: parts.next_due,
             host: Some(super::wal::host_name()),
@@ -280,6 +281,8 @@ pub struct Parts<'a> {
     pub clock: &'a dyn Fn() -> Timestamp,
     pub documents: &'a dyn Fn(&drill::Facts, &drill::Verdict) -> drill::Documents,
     pub faults: Vec<drill::Fault>,
+    /// Steps of people that were confirmed beforehand.
+    pub confirmed: Vec<(String, String)>,
     pub abort: &'a AtomicBool,
     pub watcher: &'a dyn drill::Watcher,
 }

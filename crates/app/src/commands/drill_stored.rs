@@ -12,8 +12,8 @@ use drill::evidence::{CHAIN, MANIFEST};
 use drill::follow_up::{self, FollowUp};
 use drill::sign_off::{self, Signature, Signers};
 use drill::{Facts, Verdict, judge};
-use report::{Circumstances, Earlier};
-use repository::{Chain, ClusterRepository};
+use report::{BackupSize, Circumstances, Earlier};
+use repository::{Backup, Chain, ClusterRepository};
 
 use crate::account;
 use crate::config::{Cluster, Configuration};
@@ -233,8 +233,25 @@ pub fn circumstances(
         signatures: sign_off::read(files, drill, &configuration.signers),
         follow_ups: follow_up::read(files).0,
         earlier: earlier(std::slice::from_ref(copy), Some(drill))?,
+        // That they cannot be read is told where they are looked at: here their growth cannot be said.
+        backups: sizes(&copy.cluster.backups().unwrap_or_default()),
         frequency: Some(frequency.as_str().to_owned()),
     })
+}
+
+/// What the backups of the newest one's cluster hold.
+pub fn sizes(backups: &[Backup]) -> Vec<BackupSize> {
+    let newest = backups.iter().max_by_key(|backup| backup.finished_at);
+    let system = newest.map(|backup| backup.system_identifier);
+    backups
+        .iter()
+        .filter(|backup| Some(backup.system_identifier) == system)
+        .map(|backup| BackupSize {
+            backup: backup.backup.to_string(),
+            finished_at: backup.finished_at,
+            bytes: backup.bytes_restored,
+        })
+        .collect()
 }
 
 /// `DRILL_REPORT_DIR`, or the default below the working directory.

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use drill::facts::{Category, HttpExpectation, Measure};
+use drill::facts::{Category, HttpExpectation, ManualWhen, Measure};
+use drill::manual::{self, ManualStep};
 use drill::profile::{GateDefinition, ObjectiveDefinition, ProfileDefinition};
 use drill::user_checks::{Asked, CheckKind, CommandCheck, UserCheck};
 use drill::{Grant, Profile};
@@ -33,12 +34,47 @@ pub struct DrillProfile {
 pub struct PeopleSection {
     pub operator: Option<String>,
     pub reviewer: Option<String>,
-    pub escalation: Option<String>,
-    pub observer: Option<String>,
-    pub lead: Option<String>,
-    pub dba: Option<String>,
-    pub platform: Option<String>,
-    pub qa: Option<String>,
+    pub escalation: Option<PersonSection>,
+    pub observer: Option<PersonSection>,
+    pub lead: Option<PersonSection>,
+    pub dba: Option<PersonSection>,
+    pub platform: Option<PersonSection>,
+    pub qa: Option<PersonSection>,
+}
+
+/// Somebody: a name, or a name with the time of an outage from which on this one is called.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "toml::Value")]
+pub struct PersonSection {
+    pub name: String,
+    pub after: Option<Length>,
+}
+
+impl TryFrom<toml::Value> for PersonSection {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<PersonSection, String> {
+        let mut table = match value {
+            toml::Value::String(name) => return Ok(PersonSection { name, after: None }),
+            toml::Value::Table(table) => table,
+            _ => return Err(PERSON.to_owned()),
+        };
+        let Some(toml::Value::String(name)) = table.remove("name") else {
+            return Err(PERSON.to_owned());
+        };
+        let after =
+            match table.remove("after") {
+                None => None,
+                Some(toml::Value::String(text)) => Some(Length::parse(&text).ok_or_else(|| {
+                    format!("{text:?} is not a length of time such as \"30 min\" or \"2 h\"")
+                })?),
+                Some(_) => return Err(PERSON.to_owned()),
+            };
+        match table.keys().next() {
+            Some(other) => Err(format!("a person has no `{other}`; {PERSON}")),
+            None => Ok(PersonSection { name, after }),
+        }
+    }
 }
 
 impl PeopleSection {
@@ -53,13 +89,29 @@ impl PeopleSection {
             ("qa", &self.qa),
         ]
         .into_iter()
-        .filter_map(|(role, name)| {
+        .filter_map(|(role, person)| {
+            let person = person.as_ref()?;
             Some(drill::facts::Person {
                 role: role.into(),
-                name: name.clone()?,
+                name: person.name.clone(),
+                called_after_seconds: person.after.as_ref().map(|after| after.duration.as_secs()),
             })
         })
         .collect()
+    }
+
+    /// Names are printed on terminals and in reports.
+    fn check(&self) -> Result<(), Wrong> {
+        let two = [("operator", &self.operator), ("reviewer", &self.reviewer)];
+        let two = two
+            .into_iter()
+            .filter_map(|(role, name)| Some((role.to_owned(), name.clone()?)));
+        let others = self.others().into_iter().map(|other| (other.role, other.name));
+        for (role, name) in two.chain(others) {
+            manual::one_line(&name, manual::NAME_CHARACTERS_MAX)
+                .map_err(|why| (format!("people.{role}"), format!("the name {name:?} {why}")))?;
+        }
+        Ok(())
     }
 }
 
@@ -90,6 +142,8 @@ pub(super) struct DrillSection {
     objective: Vec<ObjectiveSection>,
     #[serde(default)]
     check: Vec<CheckSection>,
+    #[serde(default)]
+    manual: Vec<ManualSection>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -111,6 +165,18 @@ struct ObjectiveSection {
     at_most: Length,
     warning: Option<Length>,
     measure: Option<Measure>,
+}
+
+/// What people do, and confirm.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManualSection {
+    id: String,
+    title: String,
+    when: String,
+    #[serde(default)]
+    required: bool,
+    limit: Option<Length>,
 }
 
 /// What a check may say; which of it belongs to a kind is decided in [`CheckSection::resolve`].
@@ -150,6 +216,8 @@ struct ValueSection {
     is: toml::Value,
 }
 
+/// How a person is written, for messages.
+const PERSON: &str = "a person is written as a name, or as { name = \"...\", after = \"30 min\" }";
 /// The kinds of checks, for messages.
 const KINDS: &str = "sql, row-counts, orphans, freshness, indexes, http, command, junit, p95";
 /// How often an answer is timed where the profile does not say.
@@ -174,6 +242,15 @@ impl DrillSection {
                 ));
             }
             user_checks.push(check.resolve().map_err(|why| (at, why))?);
+        }
+        self.people.check()?;
+        let mut by_hand: Vec<ManualStep> = Vec::new();
+        for (index, step) in self.manual.iter().enumerate() {
+            let at = format!("manual[{index}]");
+            if by_hand.iter().any(|other| other.id == step.id) {
+                return Err((at, format!("the step's id {:?} is used twice", step.id)));
+            }
+            by_hand.push(step.resolve().map_err(|why| (at, why))?);
         }
         let objectives = self.objective.iter().map(|objective| ObjectiveDefinition {
             id: objective.id.clone(),
@@ -210,11 +287,49 @@ impl DrillSection {
                 blocking: self.gates.blocking.clone(),
             },
             user_checks,
+            manual: by_hand,
         })
     }
 
     pub fn people(&self) -> PeopleSection {
         self.people.clone()
+    }
+}
+
+impl ManualSection {
+    fn resolve(&self) -> Result<ManualStep, String> {
+        if !manual::is_id(&self.id) {
+            return Err(format!(
+                "the step's id {:?} must be made of letters, digits and hyphens, at most 60 of them",
+                self.id
+            ));
+        }
+        let title = manual::one_line(&self.title, manual::TEXT_CHARACTERS_MAX)
+            .map_err(|why| format!("the title of step {:?} {why}", self.id))?;
+        let when = match self.when.as_str() {
+            "before" => ManualWhen::Before,
+            "at-target" => ManualWhen::AtTarget,
+            "after" => ManualWhen::After,
+            other => {
+                return Err(format!(
+                    "`when` is {other:?}; a step is made \"before\", \"at-target\" or \"after\""
+                ));
+            }
+        };
+        let limit = self
+            .limit
+            .as_ref()
+            .map_or(manual::DEFAULT_LIMIT, |limit| limit.duration);
+        if limit.is_zero() {
+            return Err(format!("the drill would not wait for step {:?} at all", self.id));
+        }
+        Ok(ManualStep {
+            id: self.id.clone(),
+            title,
+            when,
+            required: self.required,
+            limit,
+        })
     }
 }
 

@@ -59,6 +59,66 @@ pub struct Person {
     pub role: String,
     /// The name.
     pub name: String,
+    /// From so many seconds of an outage on this one is called; nothing: as agreed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called_after_seconds: Option<u64>,
+}
+
+/// When a step is made that people make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ManualWhen {
+    /// Before anything is restored.
+    Before,
+    /// While the copy stands at its last stop.
+    AtTarget,
+    /// Behind the comparison of the archive.
+    After,
+}
+
+/// What became of a step that people make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ManualState {
+    /// Somebody says that it was made.
+    Confirmed,
+    /// Somebody says that it is not made, and why.
+    Skipped,
+    /// Nobody said anything in time, or the drill did not come to it.
+    NotConfirmed,
+}
+
+/// A step that people make, and who confirmed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManualFacts {
+    /// A stable word: `incident-declared`.
+    pub id: String,
+    /// For people: `An incident is declared`.
+    pub title: String,
+    /// When it is made.
+    pub when: ManualWhen,
+    /// Whether the drill proves nothing without it.
+    pub required: bool,
+    /// How long the drill waits for it, in milliseconds.
+    pub limit_ms: u64,
+    /// When the drill came to it; absent: it did not.
+    pub asked_at: Option<Timestamp>,
+    /// What became of it.
+    pub state: ManualState,
+    /// Who confirmed or skipped it.
+    pub by: Option<String>,
+    /// When.
+    pub at: Option<Timestamp>,
+    /// Why it is not confirmed.
+    pub why: Option<String>,
+}
+
+impl ManualFacts {
+    /// Whether somebody, at some time, says that it was made.
+    pub fn is_confirmed(&self) -> bool {
+        let named = self.by.as_ref().is_some_and(|by| !by.trim().is_empty());
+        self.state == ManualState::Confirmed && named && self.at.is_some()
+    }
 }
 
 /// The plan that was registered before the run, and whether the run kept to it.

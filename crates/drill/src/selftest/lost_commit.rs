@@ -122,7 +122,7 @@ fn places(first: u64, length: u64, page: u64) -> Vec<u64> {
     let mut places = Vec::new();
     let mut at = first;
     for _ in 0..length {
-        if at % page == 0 {
+        if at.is_multiple_of(page) {
             at += PAGE_HEADER_BYTES;
         }
         places.push(at);
