@@ -169,7 +169,11 @@ fn killed_pushes(test: &str, kills: usize) {
             let into = world.scratch().join("read-back");
             let _ = std::fs::remove_file(&into);
             world.run(&["wal", "get", name, &into.display().to_string()]).ok();
-            assert_eq!(digest(&into), *pushed, "{name} reads back otherwise (seed {seed})");
+            assert_eq!(
+                digest(&into),
+                *pushed,
+                "{name} reads back otherwise (seed {seed})"
+            );
         }
     }
     verify_is_clean(&world);

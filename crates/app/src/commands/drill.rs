@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
 use drill::{DrillTarget, Facts, Verdict};
-use jiff::tz::TimeZone;
-use report::Circumstances;
 use serde_json::{Value, json};
 
 use super::drill_setup::{self, Parts, Purpose, Setup};
@@ -79,13 +77,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let setup = Setup::new(context, &arguments.of, Purpose::Run)?;
     let copy = setup.copy()?;
     let backups = copy.cluster.backups()?;
-    let frequency = setup.configuration.frequency(&setup.profile.name);
-    let beside = Circumstances {
-        earlier: stored::earlier(std::slice::from_ref(copy), None)?,
-        backups: stored::sizes(&backups),
-        frequency: Some(frequency.as_str().to_owned()),
-        ..Circumstances::default()
-    };
+    let beside = setup.beside(&backups)?;
     let documents = |facts: &Facts, verdict: &Verdict| report::documents(facts, verdict, &beside);
     // The room chooses the backup: the newest one for a point that it makes itself.
     let possible = match &setup.profile.target {
@@ -101,7 +93,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
         keep: arguments.keep,
         threads: arguments.threads,
         trigger: arguments.trigger.clone(),
-        next_due: report::calendar::after_this(frequency, &context.now().to_zoned(TimeZone::system())),
+        next_due: setup.next_due(context.now()),
         rpo: Some(&measure),
         clock: &clock,
         documents: &documents,

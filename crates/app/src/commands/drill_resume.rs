@@ -8,13 +8,10 @@ use std::path::Path;
 use diagnostic::Result;
 use drill::facts::Facts;
 use drill::{Verdict, copy};
-use jiff::tz::TimeZone;
-use report::Circumstances;
 
 use super::drill as drill_run;
 use super::drill_abort::one_of;
 use super::drill_setup::{COPY_PARENT, Parts, Purpose, Setup};
-use super::drill_stored as stored;
 use crate::context::Context;
 use crate::{cli, lease};
 
@@ -32,13 +29,7 @@ pub fn run(context: &Context, arguments: &cli::DrillResume) -> Result<u8> {
         .iter()
         .filter(|backup| Some(backup.backup.as_str()) == used);
     let leases = lease::take(copy, used, "drill")?;
-    let frequency = setup.configuration.frequency(&setup.profile.name);
-    let beside = Circumstances {
-        earlier: stored::earlier(std::slice::from_ref(copy), None)?,
-        backups: stored::sizes(&backups),
-        frequency: Some(frequency.as_str().to_owned()),
-        ..Circumstances::default()
-    };
+    let beside = setup.beside(&backups)?;
     let documents = |facts: &Facts, verdict: &Verdict| report::documents(facts, verdict, &beside);
     let abort = drill_run::abort_on_signals()?;
     let shown = drill_run::Shown::new();
@@ -47,7 +38,7 @@ pub fn run(context: &Context, arguments: &cli::DrillResume) -> Result<u8> {
         keep: false,
         threads: arguments.threads,
         trigger: saved.facts().identity.trigger.clone(),
-        next_due: report::calendar::after_this(frequency, &context.now().to_zoned(TimeZone::system())),
+        next_due: setup.next_due(context.now()),
         rpo: None,
         clock: &clock,
         documents: &documents,

@@ -6,12 +6,9 @@
 use ::drill::selftest::{self, Fate, Options, Selftest};
 use ::drill::{Facts, Verdict};
 use diagnostic::Result;
-use jiff::tz::TimeZone;
-use report::Circumstances;
 
 use super::drill as drill_run;
 use super::drill_setup::{Parts, Purpose, Setup};
-use super::drill_stored as stored;
 use crate::context::Context;
 use crate::{cli, exit, lease, output};
 
@@ -21,13 +18,7 @@ pub fn run(context: &Context, arguments: &cli::DrillSelftest) -> Result<u8> {
     // Faults fall into whatever the drills read, older versions included.
     let backups = copy.cluster.backups()?;
     let leases = lease::take(copy, &backups, "drill selftest")?;
-    let frequency = setup.configuration.frequency(&setup.profile.name);
-    let beside = Circumstances {
-        earlier: stored::earlier(std::slice::from_ref(copy), None)?,
-        backups: stored::sizes(&backups),
-        frequency: Some(frequency.as_str().to_owned()),
-        ..Circumstances::default()
-    };
+    let beside = setup.beside(&backups)?;
     let documents = |facts: &Facts, verdict: &Verdict| report::documents(facts, verdict, &beside);
     let abort = drill_run::abort_on_signals()?;
     let shown = drill_run::Shown::new();
@@ -37,7 +28,7 @@ pub fn run(context: &Context, arguments: &cli::DrillSelftest) -> Result<u8> {
         keep: false,
         threads: arguments.threads,
         trigger: "self-test".to_owned(),
-        next_due: report::calendar::after_this(frequency, &context.now().to_zoned(TimeZone::system())),
+        next_due: setup.next_due(context.now()),
         rpo: Some(&measure),
         clock: &clock,
         documents: &documents,

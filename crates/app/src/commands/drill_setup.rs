@@ -12,8 +12,11 @@ use diagnostic::{Error, Result};
 use drill::facts::{People, PointFacts, Rpo, StepFacts};
 use drill::{Drill, DrillTarget, Profile, SandboxOptions};
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use report::Circumstances;
 use repository::{Backup, BackupId};
 
+use super::drill_stored as stored;
 use crate::account;
 use crate::archive;
 use crate::cli;
@@ -185,6 +188,23 @@ impl Setup {
         })?;
         self.point.clone_from(&facts.point);
         Ok(())
+    }
+
+    /// What stands beside the facts of a drill in its report.
+    pub fn beside(&self, backups: &[Backup]) -> Result<Circumstances> {
+        let frequency = self.configuration.frequency(&self.profile.name);
+        Ok(Circumstances {
+            earlier: stored::earlier(std::slice::from_ref(self.copy()?), None)?,
+            backups: stored::sizes(backups),
+            frequency: Some(frequency.as_str().to_owned()),
+            ..Circumstances::default()
+        })
+    }
+
+    /// When the next drill of the profile is due, if this one is it.
+    pub fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let frequency = self.configuration.frequency(&self.profile.name);
+        report::calendar::after_this(frequency, &now.to_zoned(TimeZone::system()))
     }
 
     pub fn cluster(&self) -> Result<&Cluster> {
