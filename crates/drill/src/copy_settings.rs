@@ -300,6 +300,33 @@ mod tests {
     }
 
     #[test]
+    fn the_libraries_that_replay_needs_are_preloaded_and_no_others() {
+        let preload = ["pg_tle".to_string(), "my_manager".to_string()];
+        let copy = CopySettings {
+            major: Major(15),
+            wal_segment_size: 16 << 20,
+            maxima: Maxima::default(),
+            restore_command: "/bin/sh fetch.sh",
+            folder: Path::new("/copy"),
+            memory_bytes: 1 << 30,
+            preload: &preload,
+            faults: &[],
+        };
+        assert_eq!(
+            value(&copy.command_line(), "shared_preload_libraries"),
+            Some("pg_tle,my_manager")
+        );
+        let production = ["my_manager".to_string(), "acts_by_itself".to_string()];
+        let left_out: Vec<String> = copy
+            .neutralised(&production)
+            .into_iter()
+            .filter(|each| each.kind == "library")
+            .map(|each| each.name)
+            .collect();
+        assert_eq!(left_out, ["acts_by_itself"]);
+    }
+
+    #[test]
     fn wal_segments_of_any_size_leave_room_for_two() {
         for (size_mb, expected) in [(1, "80MB"), (16, "80MB"), (64, "128MB"), (1024, "2048MB")] {
             let settings = of(size_mb << 20, &[]);

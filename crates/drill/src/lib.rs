@@ -36,6 +36,8 @@ pub mod options;
 mod own_checks;
 pub mod page_checks;
 pub mod perform;
+#[cfg(test)]
+mod perform_tests;
 mod planting;
 pub mod point;
 pub mod preflight;

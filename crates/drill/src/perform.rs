@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
-use history::{Archive, Target, Wanted};
-use postgres::{Lsn, Major};
+use history::{Archive, TablespaceCreated, Target, Wanted};
+use postgres::{Lsn, Major, TimelineId};
 use repository::Backup;
 use restore::{Action, Configuration, Plan, Purpose, Request, StopRequest};
 
@@ -452,8 +452,8 @@ pub(crate) fn stop(wanted: Wanted, purpose: String) -> StopRequest {
 }
 
 /// The stops, in the order in which recovery comes to them.
-pub(crate) fn stops(drill: &Drill<'_>, point: Option<&Point>) -> Vec<StopRequest> {
-    match (&drill.profile.target, point) {
+pub(crate) fn stops(target: &DrillTarget, point: Option<&Point>) -> Vec<StopRequest> {
+    match (target, point) {
         (DrillTarget::Point(target, _), _) => {
             vec![stop(Wanted::from(target.clone()), REQUESTED.into())]
         }
@@ -497,7 +497,8 @@ fn make_plan(
         backup: drill.backup,
     };
     let timeline = production.map(|production| production.facts.timeline);
-    let plan = plan_for(drill, &backups, &archive, stops(drill, point), timeline, &place)?;
+    let stops = stops(&drill.profile.target, point);
+    let plan = plan_for(drill, &backups, &archive, stops, timeline, &place)?;
     let backup = backups
         .into_iter()
         .find(|backup| backup.backup == plan.backup)
@@ -510,7 +511,11 @@ fn make_plan(
         plan_ms: started.elapsed().as_millis() as u64,
         ..Rto::default()
     });
-    refuse_plan(drill, &plan)?;
+    refuse_plan(
+        &plan.created_tablespaces,
+        &plan.custom_resource_managers,
+        &drill.sandbox.preload,
+    )?;
     run.mark("plan-finished");
     let detail = format!(
         "backup {}, {} WAL segments, {} stops",
@@ -584,9 +589,23 @@ pub(crate) fn plan_for(
     backups: &[Backup],
     archive: &Archive,
     stops: Vec<StopRequest>,
-    timeline: Option<postgres::TimelineId>,
+    timeline: Option<TimelineId>,
     place: &Place,
 ) -> Result<Plan> {
+    let cluster = drill.repository.name();
+    let request = request_of(cluster, archive, stops, timeline, place, owner(drill));
+    planned(request, backups, archive, (drill.clock)())
+}
+
+/// What a copy asks of the planner.
+pub(crate) fn request_of(
+    cluster: &str,
+    archive: &Archive,
+    stops: Vec<StopRequest>,
+    timeline: Option<TimelineId>,
+    place: &Place,
+    owner: Option<(u32, u32)>,
+) -> Request {
     let blank = CopySettings {
         major: Major(15),
         wal_segment_size: archive.segment_size(),
@@ -597,8 +616,8 @@ pub(crate) fn plan_for(
         preload: &[],
         faults: &[],
     };
-    let request = Request {
-        cluster: drill.repository.name().to_string(),
+    Request {
+        cluster: cluster.to_string(),
         stops,
         timeline,
         backup: place.backup,
@@ -615,10 +634,19 @@ pub(crate) fn plan_for(
             pg_ident_conf: blank.pg_ident_conf(),
         },
         settings: Vec::new(),
-        owner: owner(drill),
-    };
+        owner,
+    }
+}
+
+/// What `restore` would plan, and nothing of our own.
+pub(crate) fn planned(
+    request: Request,
+    backups: &[Backup],
+    archive: &Archive,
+    now: jiff::Timestamp,
+) -> Result<Plan> {
     let facts = restore::gather(request, backups, archive)?;
-    restore::plan(&facts, (drill.clock)())
+    restore::plan(&facts, now)
 }
 
 fn record_plan(run: &mut Run<'_>, plan: &Plan, backup: &Backup) {
@@ -653,11 +681,16 @@ fn record_plan(run: &mut Run<'_>, plan: &Plan, backup: &Backup) {
     });
 }
 
-/// What a sandbox cannot carry out.
-fn refuse_plan(drill: &Drill<'_>, plan: &Plan) -> Result<()> {
+/// What a sandbox cannot carry out: tablespaces that replay creates, and resource managers of libraries when none is
+/// to be preloaded.
+pub(crate) fn refuse_plan(
+    created_tablespaces: &[TablespaceCreated],
+    custom_resource_managers: &[u8],
+    preload: &[String],
+) -> Result<()> {
     // One without a location lies in the copy itself.
-    let elsewhere = |created: &&history::TablespaceCreated| !created.location.is_empty();
-    if let Some(created) = plan.created_tablespaces.iter().find(elsewhere) {
+    let elsewhere = |created: &&TablespaceCreated| !created.location.is_empty();
+    if let Some(created) = created_tablespaces.iter().find(elsewhere) {
         return Err(Error::new(
             "tablespace-created",
             "the WAL to be replayed creates a tablespace",
@@ -670,12 +703,8 @@ fn refuse_plan(drill: &Drill<'_>, plan: &Plan) -> Result<()> {
         ))
         .hint("Take a new base backup, which holds the tablespace, and drill again."));
     }
-    if !plan.custom_resource_managers.is_empty() && drill.sandbox.preload.is_empty() {
-        let ids: Vec<String> = plan
-            .custom_resource_managers
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+    if !custom_resource_managers.is_empty() && preload.is_empty() {
+        let ids: Vec<String> = custom_resource_managers.iter().map(ToString::to_string).collect();
         return Err(Error::new(
             "resource-manager-missing",
             "replay needs a library that is not preloaded",

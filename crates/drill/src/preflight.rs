@@ -200,7 +200,7 @@ fn plan(drill: &Drill<'_>, server: Option<&ServerSeen>) -> Result<Plan> {
     let backups = drill.repository.backups()?;
     let archive = perform::archive_of(drill, &backups, server)?;
     let stops = match &drill.profile.target {
-        DrillTarget::Point(..) => perform::stops(drill, None),
+        target @ DrillTarget::Point(..) => perform::stops(target, None),
         DrillTarget::Bracket => vec![perform::stop(Target::Latest.into(), perform::REQUESTED.into())],
     };
     let parent =

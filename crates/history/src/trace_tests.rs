@@ -356,6 +356,22 @@ fn several_stops_are_found_in_one_pass_and_the_way_is_described_up_to_the_last()
 }
 
 #[test]
+fn resource_managers_of_libraries_are_named_once_up_to_the_last_stop() {
+    let mut second = committing(1, 4, 0x400_1000, 702, 130);
+    second.events = vec![
+        event(0x400_0800, 0, EventKind::CustomResourceManager(130)),
+        event(0x400_0900, 0, EventKind::CustomResourceManager(130)),
+        event(0x400_3000, 0, EventKind::CustomResourceManager(200)),
+    ];
+    let archive = archive([committing(1, 3, 0x300_1000, 701, 110), second], []);
+    assert_eq!(trace(&archive, time(120)).custom_resource_managers, [130]);
+    assert_eq!(
+        trace(&archive, Target::Latest).custom_resource_managers,
+        [130, 200]
+    );
+}
+
+#[test]
 fn a_backup_of_the_old_timeline_is_followed_over_the_promotion() {
     let archive = archive(
         [

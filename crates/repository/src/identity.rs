@@ -63,3 +63,19 @@ impl Hasher {
         digest
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_key_nobody_knows_a_contents_digest() {
+        let (one, two) = (Identity::new([1; 32]), Identity::new([2; 32]));
+        let page = [7; 8192];
+        assert_eq!(one.digest(&page), one.digest(&page));
+        assert_ne!(one.digest(&page), two.digest(&page));
+        let mut hasher = one.hasher();
+        page.chunks(1000).for_each(|piece| hasher.update(piece));
+        assert_eq!(hasher.finish(), one.digest(&page).0);
+    }
+}

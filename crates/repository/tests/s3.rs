@@ -258,6 +258,25 @@ fn impatient_options(endpoint: String) -> S3Options {
     }
 }
 
+/// Some stores refuse `bytes=-32`, among them Azure's.
+#[test]
+fn no_range_is_counted_from_an_objects_end() {
+    let (_folder, server) = server();
+    let proxy = FaultyProxy::start(server.address(), |_: &Asked| Fault::Pass);
+    let store = store(proxy.endpoint());
+    let content: Vec<u8> = (0..100).collect();
+    store.put_new("a", &content).unwrap();
+    assert_eq!(store.read_range("a", 90, 10).unwrap(), content[90..]);
+    assert_eq!(store.read_range("a", 0, 10).unwrap(), content[..10]);
+    assert_eq!(store.read("a").unwrap().unwrap(), content);
+    let ranges: Vec<String> = proxy
+        .asked()
+        .into_iter()
+        .filter_map(|asked| asked.range)
+        .collect();
+    assert_eq!(ranges, ["bytes=90-99", "bytes=0-9"]);
+}
+
 #[test]
 fn a_segment_is_one_request_and_a_pack_is_sent_in_parts_with_little_memory() {
     let (folder, server) = server();

@@ -27,12 +27,14 @@ pub enum Fault {
     Wait(Duration),
 }
 
-/// A request's first line, taken apart.
+/// A request's first line, taken apart, and which part of an object it asks for.
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub method: String,
     /// With the query.
     pub target: String,
+    /// The header `Range`.
+    pub range: Option<String>,
     /// Counted over all connections, from 0.
     pub number: u64,
 }
@@ -116,12 +118,13 @@ impl Drop for FaultyProxy {
     }
 }
 
-/// Head of a message: its lines as they came, the first one, and how long the body is.
+/// Head of a message: its lines as they came, the first one, how long the body is, and `Range`.
 struct Head {
     bytes: Vec<u8>,
     first: String,
     length: Option<u64>,
     chunked: bool,
+    range: Option<String>,
 }
 
 fn head(from: &mut impl BufRead) -> io::Result<Option<Head>> {
@@ -130,6 +133,7 @@ fn head(from: &mut impl BufRead) -> io::Result<Option<Head>> {
         first: String::new(),
         length: None,
         chunked: false,
+        range: None,
     };
     loop {
         let mut line = Vec::new();
@@ -145,6 +149,7 @@ fn head(from: &mut impl BufRead) -> io::Result<Option<Head>> {
         } else if let Some((name, value)) = text.split_once(':') {
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => head.length = value.trim().parse().ok(),
+                "range" => head.range = Some(value.trim().to_owned()),
                 "transfer-encoding" => head.chunked = value.contains("chunked"),
                 _ => {}
             }
@@ -182,6 +187,7 @@ impl Shared {
         let asked = Asked {
             method: words.next().unwrap_or_default(),
             target: words.next().unwrap_or_default(),
+            range: head.range.clone(),
             number: state.asked.len() as u64,
         };
         state.asked.push(asked.clone());

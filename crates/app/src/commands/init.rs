@@ -697,3 +697,44 @@ fn show(
     line(format!("  pgproof --config {config} backup"));
     Ok(exit::DONE)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn it_writes_one_short_file_that_says_all_that_has_to_be_said() {
+        let words = "pgproof init --connection host=/run/postgresql --repository file:///var/lib/pgproof";
+        let line = cli::CommandLine::try_parse_from(words.split(' ')).expect("a command line");
+        let cli::Command::Init(arguments) = line.command else {
+            panic!("not init");
+        };
+        let key = KeySource::File("/etc/pgproof/local.key".into());
+        let directory = Path::new("/var/lib/postgresql/15/main");
+        let text = config_text(&arguments, &arguments.repository, Some(directory), None, &key).expect("text");
+        assert!(text.lines().count() <= 25, "{text}");
+
+        let configuration = Configuration::parse(Path::new("/etc/pgproof/pgproof.toml"), &text)
+            .unwrap_or_else(|error| panic!("{}\n{text}", error.render()));
+        let cluster = configuration.cluster(None).expect("the only cluster");
+        assert_eq!(cluster.name, "main");
+        assert_eq!(cluster.acknowledge, 1);
+        assert_eq!(configuration.copies["local"].key, key);
+        assert!(configuration.retention.recovery_window.is_some(), "{text}");
+        let drill = &configuration.drills["quarterly"];
+        assert_eq!(drill.profile.target_text, "bracket");
+        assert!(
+            drill.profile.objective("rto").is_some() && drill.profile.objective("rpo").is_some(),
+            "{text}"
+        );
+        // What is left out has a default: without the lines of retention and drills it is a configuration, too.
+        let (shorter, _) = text.split_once("[retention]").expect("a section");
+        let shorter = shorter.replace("acknowledge = 1 ", "# ");
+        assert!(
+            Configuration::parse(Path::new("/etc/pgproof/pgproof.toml"), &shorter).is_ok(),
+            "{shorter}"
+        );
+    }
+}

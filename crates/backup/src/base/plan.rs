@@ -175,7 +175,7 @@ pub fn plan(
     let control = same_cluster(&mut session, &server, &data_directory)?;
     check_supported(control.block_size, control.relation_segment_size)?;
     check_archiving(&server)?;
-    check_standby(&server, control.full_page_writes)?;
+    check_standby(server.in_recovery, control.full_page_writes)?;
 
     let listing = cluster::list_reporting(&data_directory, &server.tablespaces, server.major)?;
     let mut files = 0;
@@ -362,8 +362,8 @@ pub(super) fn check_archiving(server: &ServerFacts) -> Result<()> {
 }
 
 /// Hard rule 6.
-pub(super) fn check_standby(server: &ServerFacts, full_page_writes: bool) -> Result<()> {
-    if !server.in_recovery || full_page_writes {
+pub(super) fn check_standby(in_recovery: bool, full_page_writes: bool) -> Result<()> {
+    if !in_recovery || full_page_writes {
         return Ok(());
     }
     Err(Error::new(
@@ -502,5 +502,30 @@ impl fmt::Display for Plan {
             writeln!(f, "  warning         {warning}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_blocks_of_8_kibibytes_are_backed_up() {
+        assert!(check_supported(8192, 131_072).is_ok());
+        // --with-segsize and --with-segsize-blocks: every number of blocks is recorded and reckoned with.
+        assert!(check_supported(8192, 6).is_ok());
+        for (block_size, segment_blocks) in [(4096, 262_144), (16_384, 65_536), (32_768, 32_768), (8192, 0)] {
+            let error = check_supported(block_size, segment_blocks).unwrap_err();
+            assert_eq!(error.code(), "geometry-unsupported", "{block_size}");
+        }
+    }
+
+    #[test]
+    fn a_standby_is_a_source_only_where_its_primary_writes_full_pages() {
+        for (in_recovery, full_page_writes) in [(false, true), (false, false), (true, true)] {
+            assert!(check_standby(in_recovery, full_page_writes).is_ok());
+        }
+        let error = check_standby(true, false).unwrap_err();
+        assert_eq!(error.code(), "standby-without-full-page-writes");
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn plan(
     let server = cluster::gather(&mut session)?;
     let control = cluster::control_facts(&mut session)?;
     check_supported(server.block_size, server.relation_segment_size)?;
-    check_standby(&server, control.full_page_writes)?;
+    check_standby(server.in_recovery, control.full_page_writes)?;
     refuse_restored(&mut session)?;
 
     let name = format!("pgproof plan {}-{}", std::process::id(), now.as_microsecond());
