@@ -2,9 +2,15 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::*;
+use diagnostic::Result;
 use postgres::{SegmentIndex, SegmentIndexer, SystemIdentifier, TimelineId, WalFile};
-use repository::{RecipientKey, Repository, Role, VerifyOptions, WalFileKind, verify};
+use repository::{
+    LocalFolder, ObjectInfo, ObjectWriter, Put, RecipientKey, Repository, RequestCounts, Role, Store,
+    VerifyOptions, WalFileKind, verify,
+};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier(7_300_000_000_000_000_001);
 const SIZE: u32 = 1 << 20;
@@ -101,6 +107,63 @@ fn the_same_segment_with_other_content_is_a_conflict_and_nothing_is_stored() {
         .cluster
         .put_segment(SYSTEM, &name, &bytes, &index)
         .unwrap();
+}
+
+/// A store that creates one name twice, as its probe finds out.
+struct Unconditional(LocalFolder);
+
+impl Store for Unconditional {
+    fn url(&self) -> String {
+        self.0.url()
+    }
+    fn put_new(&self, name: &str, content: &[u8]) -> Result<Put> {
+        self.0.put_new(name, content)?;
+        Ok(Put::Created)
+    }
+    fn writer(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
+        self.0.writer(name)
+    }
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.0.read(name)
+    }
+    fn read_range_into(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.0.read_range_into(name, offset, buffer)
+    }
+    fn size(&self, name: &str) -> Result<Option<u64>> {
+        self.0.size(name)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
+        self.0.list(prefix)
+    }
+    fn list_folders(&self, prefix: &str) -> Result<Vec<String>> {
+        self.0.list_folders(prefix)
+    }
+    fn delete(&self, name: &str) -> Result<()> {
+        self.0.delete(name)
+    }
+    fn requests(&self) -> RequestCounts {
+        self.0.requests()
+    }
+}
+
+#[test]
+fn without_conditional_creation_a_segment_that_came_meanwhile_is_found_behind_the_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Unconditional(LocalFolder::create(directory.path()).unwrap()));
+    let repository = Repository::create(store, &RecipientKey::generate().unwrap(), now()).unwrap();
+    assert!(!repository.conditional_creation());
+    let cluster = repository.cluster("main").unwrap();
+    let (name, bytes, index) = segment(1, 5, SIZE, 1);
+    let (_, other, other_index) = segment(1, 5, SIZE, 2);
+    // Another server's push, after we have looked and before we have written.
+    let pushed = cluster.put_segment_with(SYSTEM, &name, &bytes, |_| {
+        assert!(cluster.put_segment(SYSTEM, &name, &other, &other_index)?.created);
+        Ok(index)
+    });
+    let Err(error) = pushed else {
+        panic!("both were acknowledged");
+    };
+    assert_eq!(error.code(), "wal-conflict", "{}", error.render());
 }
 
 #[test]
