@@ -11,7 +11,7 @@ use crate::page_checks::PageCheck;
 use crate::user_checks::{CheckKind, UserCheck};
 use crate::verdict::code;
 
-fn point() -> BracketFacts {
+pub(crate) fn point() -> BracketFacts {
     BracketFacts {
         database: "postgres".into(),
         restore_point: "pgproof_x".into(),

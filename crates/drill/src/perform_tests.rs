@@ -11,7 +11,7 @@ use postgres::{
 use repository::Backup;
 use restore::{Action, Configuration, Purpose, Request, Stop};
 
-use crate::facts::BracketFacts;
+use crate::checks_tests::point as bracket;
 use crate::options::DrillTarget;
 use crate::perform::{Place, REQUESTED, planned, refuse_plan, request_of, stop, stops};
 use crate::point::{DatabasePoint, Point};
@@ -31,21 +31,7 @@ fn database(name: &str, lsn: u64) -> DatabasePoint {
 
 fn point(databases: Vec<DatabasePoint>) -> Point {
     Point {
-        facts: BracketFacts {
-            database: "postgres".into(),
-            restore_point: "pgproof_x".into(),
-            nonce_before: "aa".into(),
-            nonce_after: "bb".into(),
-            marker: "drill_1".into(),
-            after_nonce_before: Lsn(1),
-            restore_point_lsn: Lsn(2),
-            before_nonce_after: Lsn(3),
-            sentinel: Lsn(4),
-            last_segment: "x".into(),
-            archived_after_ms: 1,
-            attempts: 1,
-            proofs: vec![],
-        },
+        facts: bracket(),
         databases,
         unreached: vec![],
         switched: Lsn(0x500_0000),
