@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::{Ended, World, check_of};
+use support::{Ended, World, check_of, configure};
 
 const TABLES: &str = "
     create table public.clients (id int primary key, name text);
@@ -83,14 +83,6 @@ impl Drop for Application {
             let _ = thread.join();
         }
     }
-}
-
-fn configure(world: &World, text: &str) {
-    let mut file = std::fs::OpenOptions::new()
-        .append(true)
-        .open(world.scratch().join("pgproof.toml"))
-        .expect("the configuration");
-    file.write_all(text.as_bytes()).expect("append");
 }
 
 fn drill(world: &World, profile: &str, base: &str) -> (Ended, Value) {

@@ -2,13 +2,12 @@
 
 mod support;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Ended, World, check_of};
+use support::{Ended, World, check_of, configure, is_restored, start_drill, wait_for_copy};
 
 /// A cluster with a backup, a drill with three steps of people, and a folder for copies.
 fn world(name: &str) -> Option<(World, PathBuf)> {
@@ -19,12 +18,9 @@ fn world(name: &str) -> Option<(World, PathBuf)> {
         .expect("a table");
     world.json(&["backup"]);
     let copies = world.production.scratch().subfolder("copies").expect("folder");
-    let mut file = std::fs::OpenOptions::new()
-        .append(true)
-        .open(world.scratch().join("pgproof.toml"))
-        .expect("the configuration");
-    file.write_all(
-        br#"
+    configure(
+        &world,
+        r#"
 [drill.shop]
 [drill.shop.people]
 escalation = { name = "Dora", after = "30 min" }
@@ -59,19 +55,8 @@ title = "The team is told"
 when = "after"
 limit = "200 ms"
 "#,
-    )
-    .expect("append");
+    );
     Some((world, copies))
-}
-
-fn start(world: &World, copies: &Path) -> Child {
-    let copies = copies.display().to_string();
-    let mut command = world.command(&["drill", "run", "shop", "--json", "--directory", &copies]);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.spawn().expect("the drill starts")
 }
 
 /// Confirms, or what else these arguments say, as soon as there is a drill to be told.
@@ -110,7 +95,7 @@ fn a_step_is_confirmed_from_another_process_with_name_and_time_and_the_first_ans
     else {
         return;
     };
-    let child = start(&world, &copies);
+    let child = start_drill(&world, Some("shop"), &copies);
     let said = answer(&world, &copies, &["window", "--by", "Ann"]).ok();
     assert!(
         said.stdout
@@ -287,7 +272,7 @@ fn a_drill_that_waits_for_people_is_ended_by_abort() {
     let Some((world, copies)) = world("a_drill_that_waits_for_people_is_ended_by_abort") else {
         return;
     };
-    let child = start(&world, &copies);
+    let child = start_drill(&world, Some("shop"), &copies);
     let directory = copies.display().to_string();
     answer(&world, &copies, &["told", "--by", "Carla"]).ok();
     world.run(&["drill", "abort", "--directory", &directory]).ok();
@@ -311,21 +296,11 @@ fn what_was_confirmed_before_a_drill_was_killed_still_counts_when_it_is_taken_up
     else {
         return;
     };
-    let mut child = start(&world, &copies);
+    let mut child = start_drill(&world, Some("shop"), &copies);
     answer(&world, &copies, &["window", "--by", "Ann"]).ok();
     // For later: the drill has not come to it when it is killed.
     answer(&world, &copies, &["told", "--by", "Carla"]).ok();
-    let end = Instant::now() + Duration::from_secs(120);
-    let restored = || {
-        let folders = std::fs::read_dir(&copies).expect("folder").flatten();
-        folders
-            .filter_map(|entry| std::fs::read_to_string(entry.path().join("resume.json")).ok())
-            .any(|text| text.contains("\"restored\":true"))
-    };
-    while !restored() {
-        assert!(Instant::now() < end, "the drill does not get there");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_copy(&copies, is_restored);
     child.kill().expect("SIGKILL");
     child.wait().expect("it has ended");
     let directory = copies.display().to_string();

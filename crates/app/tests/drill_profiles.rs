@@ -4,18 +4,9 @@
 mod support;
 
 use serde_json::Value;
-use std::io::Write;
-use support::{Ended, World, check_of};
+use support::{Ended, World, check_of, configure};
 
 /// Appends to the configuration that `init` wrote.
-fn configure(world: &World, text: &str) {
-    let mut file = std::fs::OpenOptions::new()
-        .append(true)
-        .open(world.scratch().join("pgproof.toml"))
-        .expect("the configuration");
-    file.write_all(text.as_bytes()).expect("append");
-}
-
 fn run_with(world: &World, variables: &[(&str, &str)], arguments: &[&str]) -> Ended {
     let mut command = world.command(arguments);
     command.env_remove("TARGET_ENV").envs(variables.iter().copied());

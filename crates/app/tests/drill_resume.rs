@@ -3,11 +3,9 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Ended, World, check_of};
+use support::{Ended, World, check_of, is_restored, start_drill, wait_for_copy};
 
 /// A cluster with a backup and some WAL behind it, and a folder for copies.
 fn world(name: &str) -> Option<(World, PathBuf)> {
@@ -30,33 +28,6 @@ fn world(name: &str) -> Option<(World, PathBuf)> {
     Some((world, copies))
 }
 
-fn start(world: &World, copies: &Path) -> Child {
-    let copies = copies.display().to_string();
-    let mut command = world.command(&["drill", "run", "--json", "--directory", &copies]);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.spawn().expect("the drill starts")
-}
-
-/// Waits until the drill's folder has what is looked for.
-fn wait_for(copies: &Path, what: impl Fn(&Path) -> bool) -> PathBuf {
-    let end = Instant::now() + Duration::from_secs(120);
-    loop {
-        let folders = std::fs::read_dir(copies).expect("folder").flatten();
-        if let Some(found) = folders.map(|entry| entry.path()).find(|path| what(path)) {
-            return found;
-        }
-        assert!(Instant::now() < end, "the drill does not get there");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn is_restored(folder: &Path) -> bool {
-    std::fs::read_to_string(folder.join("resume.json")).is_ok_and(|text| text.contains("\"restored\":true"))
-}
-
 fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).expect("folder").next().is_none()
 }
@@ -70,8 +41,8 @@ fn a_drill_that_was_killed_is_taken_up_again_behind_its_restore_or_with_it() {
     };
     let directory = copies.display().to_string();
     for restored in [true, false] {
-        let mut child = start(&world, &copies);
-        let folder = wait_for(&copies, is_restored);
+        let mut child = start_drill(&world, None, &copies);
+        let folder = wait_for_copy(&copies, is_restored);
         child.kill().expect("SIGKILL");
         child.wait().expect("it has ended");
         if !restored {
@@ -134,8 +105,8 @@ fn a_drill_that_runs_is_ended_in_an_orderly_way_and_recorded_as_aborted() {
         return;
     };
     let directory = copies.display().to_string();
-    let child = start(&world, &copies);
-    wait_for(&copies, |folder| folder.join("lock").exists());
+    let child = start_drill(&world, None, &copies);
+    wait_for_copy(&copies, |folder| folder.join("lock").exists());
     world.run(&["drill", "abort", "--directory", &directory]).ok();
     let ended = Ended::of(&child.wait_with_output().expect("it has ended"));
     let facts = ended.json();

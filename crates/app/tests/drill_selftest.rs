@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
-use support::{World, check_of, give_to_account};
+use support::{World, check_of, configure};
 
 const PROFILE: &str = r#"
 [drill.everything]
@@ -50,11 +50,7 @@ fn world(name: &str) -> Option<World> {
         world.archive_all();
     }
     world.json(&["backup"]);
-    let path = world.scratch().join("pgproof.toml");
-    let mut text = std::fs::read_to_string(&path).expect("configuration");
-    text.push_str(PROFILE);
-    std::fs::write(&path, text).expect("configuration");
-    give_to_account(&path);
+    configure(&world, PROFILE);
     Some(world)
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use testing::{TestCluster, TestOptions};
 
@@ -407,6 +407,46 @@ impl Restored {
             .stop(StopMode::Immediate)
             .expect("the restored server stops");
     }
+}
+
+/// Appends to the configuration that `init` wrote.
+pub fn configure(world: &World, text: &str) {
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(world.scratch().join("pgproof.toml"))
+        .expect("the configuration");
+    std::io::Write::write_all(&mut file, text.as_bytes()).expect("append");
+}
+
+/// Starts a drill of a profile, or of the one that is meant without a name, with its copy below a folder.
+pub fn start_drill(world: &World, profile: Option<&str>, copies: &Path) -> Child {
+    let copies = copies.display().to_string();
+    let mut arguments = vec!["drill", "run", "--json", "--directory", &copies];
+    arguments.extend(profile);
+    let mut command = world.command(&arguments);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().expect("the drill starts")
+}
+
+/// Waits until a drill's folder has what is looked for.
+pub fn wait_for_copy(copies: &Path, what: impl Fn(&Path) -> bool) -> PathBuf {
+    let end = Instant::now() + Duration::from_secs(120);
+    loop {
+        let folders = std::fs::read_dir(copies).expect("folder").flatten();
+        if let Some(found) = folders.map(|entry| entry.path()).find(|path| what(path)) {
+            return found;
+        }
+        assert!(Instant::now() < end, "the drill does not get there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether the drill in this folder has restored its copy.
+pub fn is_restored(folder: &Path) -> bool {
+    std::fs::read_to_string(folder.join("resume.json")).is_ok_and(|text| text.contains("\"restored\":true"))
 }
 
 /// Puts a section `[retention]` into the configuration that `init` wrote, in place of the one that is there.
