@@ -116,27 +116,19 @@ impl CopyFolder {
     /// Takes the folder of a drill over that was killed. Errors: `copy-folder`, `drill-running`.
     pub fn take_over(path: &Path) -> Result<CopyFolder> {
         let path = std::fs::canonicalize(path).map_err(|error| folder_error("find", path, &error))?;
-        let lock_path = path.join(LOCK_NAME);
-        let lock = File::open(&lock_path).map_err(|error| folder_error("open", &lock_path, &error))?;
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::new(
-                "drill-running",
-                format!("the drill in \"{}\" still runs", path.display()),
-            )
-            .hint("Wait for it, or end it with `pgproof drill abort`."));
-        }
-        for data in [path.join("data"), path.join(SECOND).join("data")] {
-            if data.exists() {
-                Instance::stop_leftover(&data, STOP_LIMIT)?;
+        let lock = match lock_of(&path) {
+            Lock::Free(lock) => lock,
+            Lock::Held => {
+                return Err(Error::new(
+                    "drill-running",
+                    format!("the drill in \"{}\" still runs", path.display()),
+                )
+                .hint("Wait for it, or end it with `pgproof drill abort`."));
             }
-        }
-        let asked = path.join(ABORT_NAME);
-        match std::fs::remove_file(&asked) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(folder_error("remove", &asked, &error));
-            }
-            _ => {}
-        }
+            Lock::None(error) => return Err(folder_error("open the lock in", &path, &error)),
+        };
+        stop_servers(&path)?;
+        remove_if_there(&path.join(ABORT_NAME))?;
         Ok(CopyFolder { path, _lock: lock })
     }
 
@@ -145,8 +137,10 @@ impl CopyFolder {
         self.path.join(ABORT_NAME).exists()
     }
 
-    /// Tells later drills to leave the folder alone.
+    /// Tells later drills to leave the folder alone. What a drill is taken up from goes, and with it the keys of the row
+    /// digests: this one has ended.
     pub fn keep(&self) -> Result<()> {
+        remove_if_there(&self.path.join(resume::FILE))?;
         let path = self.path.join(KEPT_NAME);
         std::fs::write(&path, "kept on request; remove the folder by hand\n")
             .map_err(|error| folder_error("write", &path, &error))
@@ -180,32 +174,59 @@ pub fn running(parent: &Path) -> Result<Vec<(String, PathBuf)>> {
 /// The folders of drills below `parent` that were interrupted and can be taken up again. Error: `copy-folder`.
 pub fn interrupted(parent: &Path) -> Result<Vec<(String, PathBuf)>> {
     folders(parent, |folder| {
-        folder.join(resume::FILE).exists() && !is_held(folder)
+        folder.join(resume::FILE).exists() && !folder.join(KEPT_NAME).exists() && !is_held(folder)
     })
 }
 
 fn folders(parent: &Path, wanted: impl Fn(&Path) -> bool) -> Result<Vec<(String, PathBuf)>> {
-    let mut running = Vec::new();
+    let mut found = Vec::new();
     let entries = std::fs::read_dir(parent).map_err(|error| folder_error("read", parent, &error))?;
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(drill) = name.to_str().and_then(|name| name.strip_prefix(FOLDER_PREFIX)) else {
             continue;
         };
-        if wanted(&entry.path()) {
-            running.push((drill.to_string(), entry.path()));
+        // Not what a link leads to.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && wanted(&entry.path()) {
+            found.push((drill.to_string(), entry.path()));
         }
     }
-    running.sort();
-    Ok(running)
+    found.sort();
+    Ok(found)
 }
 
-/// Whether a drill that lives holds this folder.
+/// The lock of a drill's folder, as another drill finds it.
+enum Lock {
+    /// Nobody held it; now it is held by whoever asked.
+    Free(File),
+    /// A drill that lives holds it.
+    Held,
+    /// It is no folder of a drill, or nobody may look.
+    None(std::io::Error),
+}
+
+fn lock_of(folder: &Path) -> Lock {
+    match File::open(folder.join(LOCK_NAME)) {
+        Err(error) => Lock::None(error),
+        Ok(lock) => match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Lock::Free(lock),
+            Err(_) => Lock::Held,
+        },
+    }
+}
+
 fn is_held(folder: &Path) -> bool {
-    let Ok(lock) = File::open(folder.join(LOCK_NAME)) else {
-        return false;
-    };
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+    matches!(lock_of(folder), Lock::Held)
+}
+
+/// Stops the servers that a killed drill left in its folder.
+fn stop_servers(folder: &Path) -> Result<()> {
+    for data in [folder.join("data"), folder.join(SECOND).join("data")] {
+        if data.exists() {
+            Instance::stop_leftover(&data, STOP_LIMIT)?;
+        }
+    }
+    Ok(())
 }
 
 /// Asks a drill that runs in this folder to end, and waits for it; whether it has ended in time. Error: `copy-folder`.
@@ -229,31 +250,25 @@ pub fn ask_to_end(folder: &Path, limit: Duration) -> Result<bool> {
 /// Stops and removes what drills that were killed left in `parent`; the names of the folders.
 pub fn remove_leftovers(parent: &Path) -> Result<Vec<String>> {
     let mut removed = Vec::new();
-    let entries = std::fs::read_dir(parent).map_err(|error| folder_error("read", parent, &error))?;
-    for entry in entries.flatten() {
-        let Some(name) = entry.file_name().to_str().map(str::to_string) else {
+    for (drill, path) in folders(parent, |folder| !folder.join(KEPT_NAME).exists())? {
+        // Held until the folder is gone.
+        let Lock::Free(_lock) = lock_of(&path) else {
             continue;
         };
-        let path = entry.path();
-        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if !name.starts_with(FOLDER_PREFIX) || !is_folder || path.join(KEPT_NAME).exists() {
-            continue;
-        }
-        let Ok(lock) = File::open(path.join(LOCK_NAME)) else {
-            continue;
-        };
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            continue;
-        }
-        for data in [path.join("data"), path.join(SECOND).join("data")] {
-            if data.exists() {
-                Instance::stop_leftover(&data, STOP_LIMIT)?;
-            }
-        }
+        stop_servers(&path)?;
         std::fs::remove_dir_all(&path).map_err(|error| folder_error("remove", &path, &error))?;
-        removed.push(name);
+        removed.push(format!("{FOLDER_PREFIX}{drill}"));
     }
     Ok(removed)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(folder_error("remove", path, &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn give(path: &Path, owner: Option<(u32, u32)>) -> Result<()> {
@@ -717,6 +732,27 @@ mod tests {
             asked.join().expect("ends")
         });
         assert!(ended);
+    }
+
+    #[test]
+    fn a_copy_that_is_kept_is_no_interrupted_drill_and_holds_no_keys() {
+        let parent = tempfile::tempdir().expect("a folder");
+        for name in ["pitr_drill_1", "pitr_drill_2"] {
+            let folder = CopyFolder::create(parent.path(), name, None).expect("a folder");
+            std::fs::write(folder.path.join(resume::FILE), "{}").expect("writes");
+            if name == "pitr_drill_2" {
+                folder.keep().expect("is told to stay");
+                assert!(!folder.path.join(resume::FILE).exists());
+            } else {
+                assert_eq!(interrupted(parent.path()).expect("looks"), [], "it lives");
+            }
+        }
+        let names: Vec<String> = interrupted(parent.path())
+            .expect("looks")
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["1"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -107,23 +108,7 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
 pub(crate) fn conduct(drill: &Drill<'_>) -> Result<Conducted> {
     check_request(drill)?;
     let started_at = unused_moment(drill)?;
-    let mut run = Run {
-        drill,
-        facts: blank(drill, started_at),
-        archive_before: None,
-        archive_of: None,
-        made: None,
-        version: None,
-        markers_in: None,
-        before: BTreeMap::new(),
-        loss_unknown: None,
-        // That nothing can be learnt from them is no reason not to drill.
-        earlier: forecast::load(drill.repository).unwrap_or_default(),
-        work: Duration::ZERO,
-        started: Instant::now(),
-        log: Vec::new(),
-        steps_total: drill.before.len() + perform::steps_of(&drill.profile).len(),
-    };
+    let mut run = Run::new(drill, blank(drill, started_at));
     run.mark_at("drill-started", started_at);
     let drill_id = run.facts.identity.drill_id.clone();
     let folder = CopyFolder::create(&drill.sandbox.parent, &drill_id, crate::isolation::owner(drill))?;
@@ -141,21 +126,15 @@ pub fn take_up(drill: &Drill<'_>, folder: &Path) -> Result<Outcome> {
     let folder = CopyFolder::take_over(folder)?;
     let saved = resume::read(&folder.path)?;
     let mut run = Run {
-        drill,
-        facts: saved.facts().clone(),
-        archive_before: saved.archive_before.clone(),
+        archive_before: saved.archive_before,
         archive_of: saved.archive_of,
-        made: None,
-        version: None,
-        markers_in: saved.markers_in.clone(),
-        before: saved.before.clone(),
-        loss_unknown: saved.loss_unknown.clone(),
-        earlier: forecast::load(drill.repository).unwrap_or_default(),
-        work: Duration::ZERO,
-        started: Instant::now(),
-        log: saved.log.clone(),
-        steps_total: drill.before.len() + perform::steps_of(&drill.profile).len() + 1,
+        markers_in: saved.markers_in,
+        before: saved.before,
+        loss_unknown: saved.loss_unknown,
+        log: saved.log,
+        ..Run::new(drill, saved.facts)
     };
+    run.steps_total += 1;
     // Another process's monotonic clock says nothing here: from now on the wall clock counts.
     for instant in &mut run.facts.instants {
         instant.offset_ms = None;
@@ -164,8 +143,10 @@ pub fn take_up(drill: &Drill<'_>, folder: &Path) -> Result<Outcome> {
         last_seen: saved.saved_at,
         resumed_at: (drill.clock)(),
     });
+    let (plan, restored) = (saved.plan, saved.restored);
+    let (point, key) = (saved.point, Arc::new(saved.key));
     let conducted = carry_out(run, &folder, |run, folder, slot| {
-        perform::go_on(run, folder, slot, saved)
+        perform::go_on(run, folder, slot, plan, point, key, restored)
     });
     finish(drill, conducted, Vec::new())
 }
@@ -420,6 +401,29 @@ fn objectives_of(drill: &Drill<'_>, bracket: bool) -> Objectives {
     });
     objectives.requested_checks.extend(own.chain(others));
     objectives
+}
+
+impl<'a> Run<'a> {
+    /// A drill of which nothing was done yet but what the facts say.
+    fn new(drill: &'a Drill<'a>, facts: Facts) -> Run<'a> {
+        Run {
+            drill,
+            facts,
+            archive_before: None,
+            archive_of: None,
+            made: None,
+            version: None,
+            markers_in: None,
+            before: BTreeMap::new(),
+            loss_unknown: None,
+            // That nothing can be learnt from them is no reason not to drill.
+            earlier: forecast::load(drill.repository).unwrap_or_default(),
+            work: Duration::ZERO,
+            started: Instant::now(),
+            log: Vec::new(),
+            steps_total: drill.before.len() + perform::steps_of(&drill.profile).len(),
+        }
+    }
 }
 
 impl Run<'_> {

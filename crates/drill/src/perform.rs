@@ -30,7 +30,7 @@ use crate::own_checks;
 use crate::point::{self, MadePoint, Point, PointOptions};
 use crate::preflight;
 use crate::registration;
-use crate::resume::{self, Saved};
+use crate::resume;
 use crate::rows::RowKey;
 use crate::server_error::recordable;
 use crate::soundness::{check_sound, own_database};
@@ -127,23 +127,17 @@ pub(crate) fn perform(run: &mut Run<'_>, folder: &CopyFolder, slot: &mut Option<
     let (plan, backup) = run.step("plan", "Plan with the planner of restore", |run| {
         run.working(|run| make_plan(run, folder, point.as_ref(), production.as_ref()))
     })?;
-    save(run, folder, &plan, &key, false);
-    restore_step(run, &plan)?;
-    save(run, folder, &plan, &key, true);
-    let restored = Restored {
+    let ground = Ground {
         production,
         point,
         key,
         plan,
         backup,
     };
-    look_at_restored(run, folder, slot, &restored)
-}
-
-fn save(run: &mut Run<'_>, folder: &CopyFolder, plan: &Plan, key: &RowKey, restored: bool) {
-    let made = run.made.take();
-    resume::save(run, &folder.path, plan, made.as_ref(), key, restored);
-    run.made = made;
+    resume::save(run, &folder.path, &ground.plan, &ground.key, false);
+    restore_step(run, &ground.plan)?;
+    resume::save(run, &folder.path, &ground.plan, &ground.key, true);
+    look_at_restored(run, folder, slot, &ground)
 }
 
 fn restore_step(run: &mut Run<'_>, plan: &Plan) -> Result<(), Ended> {
@@ -153,7 +147,7 @@ fn restore_step(run: &mut Run<'_>, plan: &Plan) -> Result<(), Ended> {
 }
 
 /// What a restored copy is looked at with.
-struct Restored {
+struct Ground {
     production: Option<Production>,
     point: Option<Point>,
     key: Arc<RowKey>,
@@ -166,15 +160,15 @@ fn look_at_restored(
     run: &mut Run<'_>,
     folder: &CopyFolder,
     slot: &mut Option<Copy>,
-    restored: &Restored,
+    ground: &Ground,
 ) -> Result<(), Ended> {
-    let Restored {
+    let Ground {
         production,
         point,
         key,
         plan,
         backup,
-    } = restored;
+    } = ground;
     *slot = Some(run.step("quarantine", "Prepare the quarantine", |run| {
         open_copy(run, folder, plan, backup, production.as_ref())
     })?);
@@ -197,10 +191,11 @@ pub(crate) fn go_on(
     run: &mut Run<'_>,
     folder: &CopyFolder,
     slot: &mut Option<Copy>,
-    saved: Saved,
+    plan: Plan,
+    point: Option<Point>,
+    key: Arc<RowKey>,
+    restored: bool,
 ) -> Result<(), Ended> {
-    let restored = saved.restored;
-    let (plan, point, key) = saved.made();
     let (production, backup) = run.step("resume", "Take up what was interrupted", |run| {
         let drill = run.drill;
         let production = drill
@@ -217,14 +212,14 @@ pub(crate) fn go_on(
         })?;
         restore_step(run, &plan)?;
     }
-    let restored = Restored {
+    let ground = Ground {
         production,
         point,
         key,
         plan,
         backup,
     };
-    look_at_restored(run, folder, slot, &restored)
+    look_at_restored(run, folder, slot, &ground)
 }
 
 /// The same point from another backup, where the profile asks for it.

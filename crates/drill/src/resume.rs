@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use diagnostic::{Error, Result};
 use jiff::Timestamp;
@@ -19,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::Listing;
 use crate::engine::Run;
 use crate::facts::{Facts, HttpSeen};
-use crate::point::{MadePoint, Point};
+use crate::point::Point;
 use crate::rows::RowKey;
 
 /// The file, in the folder of the copy.
@@ -38,8 +37,8 @@ pub struct Saved {
     pub(crate) plan: Plan,
     /// The restore was done, too.
     pub(crate) restored: bool,
-    point: Option<Point>,
-    key: RowKey,
+    pub(crate) point: Option<Point>,
+    pub(crate) key: RowKey,
     pub(crate) archive_before: Option<Listing>,
     pub(crate) archive_of: Option<(SystemIdentifier, TimelineId)>,
     pub(crate) markers_in: Option<String>,
@@ -79,28 +78,17 @@ impl Saved {
             None => self.plan.stops.first().map(|stop| &stop.target.target),
         }
     }
-
-    pub(crate) fn made(self) -> (Plan, Option<Point>, Arc<RowKey>) {
-        (self.plan, self.point, Arc::new(self.key))
-    }
 }
 
 /// Writes where the drill stands. That it cannot be written is no reason to end the drill: it is told.
-pub(crate) fn save(
-    run: &mut Run<'_>,
-    folder: &Path,
-    plan: &Plan,
-    made: Option<&MadePoint>,
-    key: &RowKey,
-    restored: bool,
-) {
+pub(crate) fn save(run: &mut Run<'_>, folder: &Path, plan: &Plan, key: &RowKey, restored: bool) {
     let saving = Saving {
         version: VERSION,
         facts: &run.facts,
         log: run.lines(),
         plan,
         restored,
-        point: made.map(|made| &made.point),
+        point: run.made.as_ref().map(|made| &made.point),
         key,
         archive_before: &run.archive_before,
         archive_of: run.archive_of,

@@ -25,7 +25,7 @@ use crate::engine::{self, Conducted, Outcome};
 use crate::evidence::document;
 use crate::facts::{CheckResult, Facts, FailureKind, Rpo};
 use crate::isolation::owner;
-use crate::options::{Documents, Drill, DrillTarget};
+use crate::options::{Documents, Drill, DrillTarget, Silent};
 use crate::point::MadePoint;
 use crate::rows::aborted;
 use crate::server_error::texts;
@@ -472,6 +472,8 @@ fn drill_for<'a>(ground: &Ground<'a, '_>, case: &Case) -> Drill<'a> {
     drill.before = Vec::new();
     drill.report_directory = None;
     drill.sandbox.keep = false;
+    // The steps that are shown are those of the self-test.
+    drill.watcher = &Silent;
     drill.trigger = format!("self-test: {}", case.fault);
     let profile = &mut drill.profile;
     profile.gates.blocking.clear();

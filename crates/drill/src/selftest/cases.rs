@@ -273,13 +273,13 @@ pub(super) fn drill(ground: &Ground<'_, '_>, case: &Case) -> Result<Drilled> {
         }
         Plant::Artifacts(plant) => {
             let planted = plant(&clone)?;
-            conduct(&quiet(&drill), vec![planted])
+            conduct(&drill, vec![planted])
         }
-        Plant::Meanwhile(plant) => meanwhile(&clone, &drill, *plant),
+        Plant::Meanwhile(plant) => meanwhile(&clone, drill, *plant),
         Plant::Copy(fault) => {
             possible(ground, *fault)?;
             drill.faults = vec![*fault];
-            conduct(&quiet(&drill), Vec::new())
+            conduct(&drill, Vec::new())
         }
         Plant::OtherVersion(fault) => {
             if clone.repository.backup_ids()?.len() < 2 {
@@ -290,7 +290,7 @@ pub(super) fn drill(ground: &Ground<'_, '_>, case: &Case) -> Result<Drilled> {
             }
             drill.faults = vec![*fault];
             drill.profile.checks = vec!["n-version".into()];
-            conduct(&quiet(&drill), Vec::new())
+            conduct(&drill, Vec::new())
         }
         Plant::LostCommit { past } => {
             let bracket = &ground.made.point.facts;
@@ -301,12 +301,12 @@ pub(super) fn drill(ground: &Ground<'_, '_>, case: &Case) -> Result<Drilled> {
                 let target = Target::Name(bracket.restore_point.clone());
                 drill.profile.target = DrillTarget::Point(target, bracket.restore_point.clone());
             }
-            conduct(&quiet(&drill), vec![planted])
+            conduct(&drill, vec![planted])
         }
         Plant::NoTime => {
             set_objective(&mut drill, "rto", Measure::RecoveryTime, RTO_EXPRESSION)?;
             drill.profile.checks.clear();
-            conduct(&quiet(&drill), vec!["an objective of 1 ms".into()])
+            conduct(&drill, vec!["an objective of 1 ms".into()])
         }
         Plant::Behind => behind(ground, &clone, drill),
     }
@@ -321,13 +321,6 @@ fn conduct(drill: &Drill<'_>, planted: Vec<String>) -> Result<Drilled> {
         planted,
         facts: Box::new(conducted.facts),
     })
-}
-
-/// The same drill, whose steps are not shown: those of the self-test are.
-fn quiet<'a>(drill: &Drill<'a>) -> Drill<'a> {
-    let mut quiet = drill.clone();
-    quiet.watcher = &crate::options::Silent;
-    quiet
 }
 
 /// What this host or this cluster rules out.
@@ -393,15 +386,17 @@ fn behind(ground: &Ground<'_, '_>, clone: &ArtifactClone, mut drill: Drill<'_>) 
     set_objective(&mut drill, "rpo", Measure::RecoveryPoint, RPO_EXPRESSION)?;
     drill.profile.checks.clear();
     drill.profile.target = DrillTarget::Point(Target::Immediate, "immediate".into());
-    let mut drill = quiet(&drill);
-    drill.rpo = Some(&measure);
+    let drill = Drill {
+        rpo: Some(&measure),
+        ..drill
+    };
     conduct(&drill, vec![planted])
 }
 
 /// Plants into the archive when the copy recovers.
 fn meanwhile(
     clone: &ArtifactClone,
-    drill: &Drill<'_>,
+    drill: Drill<'_>,
     plant: fn(&ArtifactClone) -> Result<String>,
 ) -> Result<Drilled> {
     let watcher = AtRecovery {
@@ -413,8 +408,10 @@ fn meanwhile(
         clone,
         how: plant,
     };
-    let mut drill = drill.clone();
-    drill.watcher = &watcher;
+    let drill = Drill {
+        watcher: &watcher,
+        ..drill
+    };
     let drilled = conduct(&drill, Vec::new())?;
     let planted = watcher.plant.lock().ok().and_then(|mut planted| planted.take());
     match (drilled, planted) {
