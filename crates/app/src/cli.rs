@@ -455,7 +455,7 @@ pub struct Restore {
     /// promote just before a transaction, at an LSN, and at the end of the WAL]
     #[arg(long, value_name = "ACTION")]
     pub action: Option<String>,
-    /// Worker threads [default: one for each core, at least 4]
+    /// Worker threads [default: one for each core; with --delta at least 4]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Let the server restored in DIR archive again: it becomes production

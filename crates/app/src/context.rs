@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::cli::CommandLine;
 use crate::config::Configuration;
 
-const RESTORING_MIN: usize = 4;
+const COMPARING_MIN: usize = 4;
 
 /// The common part of every command.
 #[derive(Debug, Clone)]
@@ -57,8 +57,8 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Threads that restore when nobody says how many. Each waits for the device about half of its time, and fewer leave it
-/// idle while they compute (`bench/bounds.md`).
-pub fn restoring() -> usize {
-    cores().max(RESTORING_MIN)
+/// Threads of `restore --delta` when nobody says how many: each waits for the device about half of its time, and fewer leave
+/// it idle while they fetch a frame (`bench/bounds.md`).
+pub fn comparing() -> usize {
+    cores().max(COMPARING_MIN)
 }

@@ -16,7 +16,7 @@ use crate::account::{self, Account};
 use crate::archive;
 use crate::cli;
 use crate::config::Cluster;
-use crate::context::{Context, restoring};
+use crate::context::{Context, comparing, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
 use crate::targets::Timeline;
@@ -125,7 +125,8 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         output::line(plan.to_string().trim_end());
     }
     let copy = copy_with(&copies, &backups, plan.backup)?;
-    let threads = arguments.threads.unwrap_or_else(restoring);
+    let usual = if plan.delta.is_some() { comparing() } else { cores() };
+    let threads = arguments.threads.unwrap_or(usual);
     if arguments.dry_run {
         let counts = plan
             .delta
