@@ -26,7 +26,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    fn new(id: &'static str, definition: &'static str, expected: impl Into<String>) -> Draft {
+    pub(crate) fn new(id: &'static str, definition: &'static str, expected: impl Into<String>) -> Draft {
         Draft {
             id,
             definition,
@@ -62,7 +62,7 @@ impl Draft {
 /// What kind of thing a built-in check looks at.
 fn category(id: &str) -> Category {
     match id {
-        "target" | "bracket" | "standing-markers" => Category::Recovery,
+        "target" | "bracket" | "standing-markers" | "identity" | "recovery-state" => Category::Recovery,
         "row-proof" | "sequences" | "n-version" => Category::Data,
         "page-checksums" | "amcheck" | "collation-versions" => Category::Integrity,
         _ => Category::Safety,

@@ -1,26 +1,98 @@
-//! The user's own checks: made in the copy at its last stop, in the order in which the profile names them.
+//! The user's own checks: made in the copy at its last stop, or against a server that stands, in the order in which the
+//! profile names them.
 //!
-//! Invariants: nothing reaches beyond the copy and its quarantine unless the profile grants it, and then a substitution
-//! says so; what a check says names tables, keys and numbers, never a value of a row; a check that could not look is
-//! that, and ends nothing.
+//! Invariants: nothing reaches beyond the server that is asked (a copy: and its quarantine) unless the profile grants it,
+//! and then a drill's substitution says so; what a check says names tables, keys and numbers, never a value of a row; a
+//! check that could not look is that, and ends nothing.
 
 mod application;
 mod database;
 
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use diagnostic::Result;
+use jiff::Timestamp;
 
 use crate::checks;
 use crate::copy::Copy;
 use crate::engine::Run;
 use crate::facts::{Check, CheckDetail, CheckResult, HttpSeen, Substitution};
-use crate::options::Grant;
+use crate::options::{Grant, Profile};
 use crate::stops::promote;
 use crate::user_checks::{CheckKind, UserCheck};
 use crate::verdict::code;
 
 pub(crate) use application::{ask_before, wait_until_ready};
+
+/// The server that checks ask.
+pub(crate) trait Server {
+    /// How to connect to one of its databases.
+    fn conninfo(&self, database: &str) -> String;
+    /// How programs find it: `PGHOST` and the like.
+    fn environment(&self) -> Vec<(String, String)>;
+    /// A program inside the server's quarantine; `None`: there is none. Error: `sandbox-spec`.
+    fn quarantined(&self, program: &str, arguments: &[String]) -> Result<Option<Command>>;
+}
+
+impl Server for Copy {
+    fn conninfo(&self, database: &str) -> String {
+        Copy::conninfo(self, database)
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        vec![
+            ("PGHOST".into(), self.socket_folder().display().to_string()),
+            ("PGPORT".into(), self.port().to_string()),
+            ("PGUSER".into(), self.superuser().to_string()),
+        ]
+    }
+
+    fn quarantined(&self, program: &str, arguments: &[String]) -> Result<Option<Command>> {
+        Copy::quarantined(self, program, arguments)
+    }
+}
+
+/// What checks are made with: the server, and what is known and allowed beside it.
+pub(crate) struct Ground<'a> {
+    pub server: &'a dyn Server,
+    pub profile: &'a Profile,
+    /// In which the server is asked about itself, and a check that names none looks.
+    pub database: &'a str,
+    /// Against which the age of data is told.
+    pub target: Option<Timestamp>,
+    /// Results of tests that are older say nothing.
+    pub began_at: Timestamp,
+    /// The drill's, for programs.
+    pub id: &'a str,
+    /// The base of the application's endpoints.
+    pub api_base_url: Option<&'a str>,
+    /// What endpoints answered before anything was restored, by check.
+    pub before: &'a BTreeMap<String, HttpSeen>,
+    pub clock: &'a dyn Fn() -> Timestamp,
+    /// Set from outside to end it.
+    pub abort: &'a AtomicBool,
+}
+
+impl<'a> Ground<'a> {
+    /// That of a drill, in the copy.
+    fn of(run: &'a Run<'_>, copy: &'a Copy, database: &'a str) -> Ground<'a> {
+        Ground {
+            server: copy,
+            profile: &run.drill.profile,
+            database,
+            target: run.facts.instant("recovered-commit").map(|instant| instant.at),
+            began_at: run.facts.started_at,
+            id: &run.facts.identity.drill_id,
+            api_base_url: run.drill.api_base_url.as_deref(),
+            before: &run.before,
+            clock: run.drill.clock,
+            abort: run.drill.abort,
+        }
+    }
+}
 
 /// What a check came to, before it is a [`Check`].
 pub(crate) struct Found {
@@ -76,6 +148,15 @@ impl Found {
     }
 }
 
+/// Waits until the application answers as expected, where the profile says how. False: it never did.
+pub(crate) fn is_ready(run: &mut Run<'_>) -> Result<bool> {
+    let drill = run.drill;
+    let base = drill.api_base_url.as_deref();
+    wait_until_ready(&drill.profile, base, drill.clock, drill.abort, &mut |text| {
+        run.note(text);
+    })
+}
+
 /// All checks of the profile but the counts of rows, which belong to the proof. Ends only with the drill.
 pub(crate) fn make(run: &mut Run<'_>, copy: &mut Copy, database: &str) -> Result<()> {
     let drill = run.drill;
@@ -87,16 +168,29 @@ pub(crate) fn make(run: &mut Run<'_>, copy: &mut Copy, database: &str) -> Result
             return Err(crate::rows::aborted());
         }
         run.note(&format!("check {}", check.id));
+        if let Some(grant) = leaves_by(check, &drill.profile) {
+            substitute(run, grant);
+        }
         let started = Instant::now();
-        let mut made = one(run, copy, database, check);
+        let mut made = one(&Ground::of(run, copy, database), check);
         // A lock that replay holds goes away with recovery.
         if made.result == CheckResult::CouldNotLook && made.actual.contains("55P03") {
             promote(run, copy)?;
-            made = one(run, copy, database, check);
+            made = one(&Ground::of(run, copy, database), check);
         }
         record(run, made, started.elapsed());
     }
     Ok(())
+}
+
+/// The grant by which this check leaves the quarantine, where it is given.
+fn leaves_by(check: &UserCheck, profile: &Profile) -> Option<Grant> {
+    let grant = match &check.kind {
+        CheckKind::Command(_) => Grant::Commands,
+        _ if check.reaches_outside() => Grant::Http,
+        _ => return None,
+    };
+    profile.grants(grant).then_some(grant)
 }
 
 fn record(run: &mut Run<'_>, check: Check, duration: Duration) {
@@ -106,35 +200,35 @@ fn record(run: &mut Run<'_>, check: Check, duration: Duration) {
     run.facts.checks.push(check);
 }
 
-fn one(run: &mut Run<'_>, copy: &Copy, database: &str, check: &UserCheck) -> Check {
-    let of = |named: &Option<String>| named.clone().unwrap_or_else(|| database.to_string());
-    let timeout = run.drill.profile.statement_timeout;
+/// One check. Counts of rows need production beside the copy, and are made where the rows are proved.
+pub(crate) fn one(ground: &Ground<'_>, check: &UserCheck) -> Check {
+    let of = |named: &Option<String>| named.clone().unwrap_or_else(|| ground.database.to_string());
     let found = match &check.kind {
         CheckKind::Sql {
             database: named,
             sql,
             expect,
-        } => return checks::of_user(check, expect, database::ask(copy, &of(named), sql, timeout)),
+        } => return checks::of_user(check, expect, database::ask(ground, &of(named), sql)),
         CheckKind::RowCounts { .. } => Found::not_run("rows are counted where the rows are proved"),
-        CheckKind::Orphans => database::orphans(run, copy, database),
+        CheckKind::Orphans => database::orphans(ground),
         CheckKind::Freshness {
             database: named,
             table,
             column,
             within,
-        } => database::freshness(run, copy, &of(named), (table, column), *within),
+        } => database::freshness(ground, &of(named), (table, column), *within),
         CheckKind::Indexes {
             database: named,
             names,
-        } => database::indexes(run, copy, database, &of(named), names),
-        CheckKind::Http { .. } => application::http(run, check),
-        CheckKind::Command(command) => application::command(run, copy, database, command),
-        CheckKind::Junit { files } => application::junit(run, files),
+        } => database::indexes(ground, &of(named), names),
+        CheckKind::Http { .. } => application::http(ground, check),
+        CheckKind::Command(command) => application::command(ground, command),
+        CheckKind::Junit { files } => application::junit(ground, files),
         CheckKind::Latency {
             of: asked,
             p95,
             samples,
-        } => application::latency(run, copy, database, asked, *p95, *samples),
+        } => application::latency(ground, asked, *p95, *samples),
     };
     checks::found(
         check,

@@ -5,6 +5,7 @@
 //! production.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use cluster::Session;
@@ -18,8 +19,8 @@ use crate::checks;
 use crate::copy::Copy;
 use crate::engine::{Ended, Run};
 use crate::facts::{Check, CheckResult};
-use crate::options::Drill;
-use crate::own_checks;
+use crate::options::Watcher;
+use crate::own_checks::{self, Server};
 use crate::page_checks::check_pages;
 use crate::perform::{SESSIONS, threads};
 use crate::rows;
@@ -65,7 +66,8 @@ pub(crate) fn check_of_users(run: &mut Run<'_>, copy: &mut Copy) -> Result<()> {
     own_checks::make(run, copy, &database)
 }
 
-fn databases(session: &mut Session) -> Result<Vec<String>> {
+/// Every database that accepts sessions.
+pub(crate) fn databases(session: &mut Session) -> Result<Vec<String>> {
     let rows = session.rows("SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")?;
     Ok(rows
         .into_iter()
@@ -74,7 +76,7 @@ fn databases(session: &mut Session) -> Result<Vec<String>> {
 }
 
 /// How many versions were compared, and which differ.
-fn collations(copy: &Copy, session: &mut Session) -> Result<(u64, Vec<String>)> {
+pub(crate) fn collations(server: &dyn Server, session: &mut Session) -> Result<(u64, Vec<String>)> {
     let (mut compared, mut different) = (0, Vec::new());
     let mut add = |database: &str, rows: Vec<Vec<Option<String>>>| {
         for row in rows {
@@ -98,7 +100,7 @@ fn collations(copy: &Copy, session: &mut Session) -> Result<(u64, Vec<String>)> 
         add("database", rows);
     }
     for database in databases(session)? {
-        let mut own = rows::connect(&copy.conninfo(&database), &database, Duration::from_secs(60))?;
+        let mut own = rows::connect(&server.conninfo(&database), &database, Duration::from_secs(60))?;
         let rows = own.rows(
             "SELECT collname, collversion, pg_collation_actual_version(oid) FROM pg_collation WHERE \
              collversion IS NOT NULL",
@@ -202,28 +204,28 @@ fn run_amcheck(run: &mut Run<'_>, copy: &mut Copy) -> Result<Check> {
             amcheck::create(&copy.conninfo(name), name, timeout)?;
         }
     }
-    let mut result = amcheck_all(drill, copy, &names)?;
+    let look = |copy: &Copy| amcheck_all(copy, &names, timeout, drill.abort, drill.watcher);
+    let mut result = look(copy)?;
     if result.locked > 0 {
         promote(run, copy)?;
-        result = amcheck_all(drill, copy, &names)?;
+        result = look(copy)?;
     }
     Ok(checks::amcheck(&result, collations_differ))
 }
 
-fn amcheck_all(drill: &Drill<'_>, copy: &Copy, names: &[String]) -> Result<AmcheckResult> {
+/// amcheck over these databases, all of which have the extension.
+pub(crate) fn amcheck_all(
+    server: &dyn Server,
+    names: &[String],
+    timeout: Duration,
+    abort: &AtomicBool,
+    watcher: &dyn Watcher,
+) -> Result<AmcheckResult> {
     let mut result = AmcheckResult::default();
-    let timeout = drill.profile.statement_timeout;
     for name in names {
-        drill.watcher.note(&format!("amcheck in database \"{name}\""));
-        amcheck::run(
-            &copy.conninfo(name),
-            name,
-            SESSIONS,
-            timeout,
-            drill.abort,
-            drill.watcher,
-            &mut result,
-        )?;
+        watcher.note(&format!("amcheck in database \"{name}\""));
+        let conninfo = server.conninfo(name);
+        amcheck::run(&conninfo, name, SESSIONS, timeout, abort, watcher, &mut result)?;
     }
     Ok(result)
 }

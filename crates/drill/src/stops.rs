@@ -88,7 +88,7 @@ pub(crate) fn recover(
         if last {
             planting::at_last_stop(run, copy, plan, at, backup, point)?;
         }
-        if at == 0 && own_checks::wait_until_ready(run)? {
+        if at == 0 && own_checks::is_ready(run)? {
             run.mark("stabilised");
         }
         let started = Instant::now();

@@ -8,8 +8,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{
-    Check, CheckDetail, CheckResult, Facts, FailureKind, ManualState, ProbeResult, QuarantineLevel,
-    SequenceState, StepOutcome, StopOutcome,
+    Check, CheckDetail, CheckResult, Facts, FailureKind, ManualState, Objectives, ProbeResult,
+    QuarantineLevel, SequenceState, StepOutcome, StopOutcome,
 };
 use crate::objectives;
 use crate::standing;
@@ -125,6 +125,12 @@ pub mod code {
     pub const NOT_TORN_DOWN: &str = "not-torn-down";
     /// The drill was interrupted and taken up again.
     pub const RESUMED: &str = "drill-resumed";
+    /// The server is another one than the backups are of.
+    pub const IDENTITY_DIFFERS: &str = "identity-differs";
+    /// The server replays WAL while it is looked at.
+    pub const RECOVERY_GOES_ON: &str = "recovery-goes-on";
+    /// What the server writes is not archived.
+    pub const NOT_ARCHIVING: &str = "not-archiving";
     /// The operator stopped the drill.
     pub const ABORTED: &str = "aborted";
 }
@@ -229,7 +235,11 @@ pub fn judge(facts: &Facts) -> Verdict {
     judge_quarantine(facts, &mut reasons);
     judge_teardown(facts, &mut reasons);
     judge_planted_faults(facts, &mut reasons);
-    let mut reasons = reasons.0;
+    conclude(reasons.0)
+}
+
+/// The verdict of these reasons: the heaviest decides.
+pub(crate) fn conclude(mut reasons: Vec<Reason>) -> Verdict {
     reasons.sort_by_key(|reason| reason.weight);
     let status = match reasons.first().map(|reason| reason.weight) {
         None => Status::Passed,
@@ -427,6 +437,36 @@ fn judge_stops(facts: &Facts, reasons: &mut Reasons) {
     }
 }
 
+/// What the result of a check that was to be made does to a verdict; `None`: nothing.
+pub(crate) fn of_check(check: &Check, objectives: &Objectives) -> Option<Reason> {
+    let required = objectives.required_checks.contains(&check.id);
+    let requested = required || objectives.requested_checks.contains(&check.id);
+    let doubt_if = |serious: bool| match serious {
+        true => Weight::Doubt,
+        false => Weight::Observation,
+    };
+    let (weight, code) = match check.result {
+        CheckResult::Pass => return None,
+        CheckResult::Warn => (Weight::Observation, code::CHECK_WARNED),
+        CheckResult::Fail => (Weight::Failure, code::CHECK_FAILED),
+        // What the profile accepts is said in the report's section on what is not proved.
+        CheckResult::NotRun if objectives.may_be_not_run.contains(&check.id) => return None,
+        CheckResult::NotRun => (doubt_if(required), code::CHECK_NOT_RUN),
+        CheckResult::CouldNotLook => (doubt_if(requested), code::COULD_NOT_LOOK),
+    };
+    Some(Reason {
+        code: check.reason.clone().unwrap_or_else(|| code.into()),
+        text: format!(
+            "{}: expected {}; {}.",
+            check.id,
+            check.expected,
+            check.actual.trim_end_matches('.')
+        ),
+        check: Some(check.id.clone()),
+        weight,
+    })
+}
+
 fn judge_checks(facts: &Facts, reasons: &mut Reasons) {
     let objectives = &facts.objectives;
     // After an early end, what was not looked at any more follows from it: one sentence says it for all of
@@ -446,40 +486,8 @@ fn judge_checks(facts: &Facts, reasons: &mut Reasons) {
         reasons.add(Weight::Observation, code::CHECK_NOT_RUN, None, text);
     }
     for check in made {
-        let required = objectives.required_checks.contains(&check.id);
-        let requested = required || objectives.requested_checks.contains(&check.id);
-        let given = check.reason.as_deref();
-        let text = format!(
-            "{}: expected {}; {}.",
-            check.id,
-            check.expected,
-            check.actual.trim_end_matches('.')
-        );
-        let id = Some(check.id.as_str());
-        match check.result {
-            CheckResult::Pass => {}
-            CheckResult::Warn => {
-                reasons.add(Weight::Observation, given.unwrap_or(code::CHECK_WARNED), id, text);
-            }
-            CheckResult::Fail => reasons.add(Weight::Failure, given.unwrap_or(code::CHECK_FAILED), id, text),
-            // What the profile accepts is said in the report's section on what is not proved.
-            CheckResult::NotRun if objectives.may_be_not_run.contains(&check.id) => {}
-            CheckResult::NotRun => {
-                let weight = if required {
-                    Weight::Doubt
-                } else {
-                    Weight::Observation
-                };
-                reasons.add(weight, given.unwrap_or(code::CHECK_NOT_RUN), id, text);
-            }
-            CheckResult::CouldNotLook => {
-                let weight = if requested {
-                    Weight::Doubt
-                } else {
-                    Weight::Observation
-                };
-                reasons.add(weight, given.unwrap_or(code::COULD_NOT_LOOK), id, text);
-            }
+        if let Some(reason) = of_check(check, objectives) {
+            reasons.add(reason.weight, &reason.code, Some(&check.id), reason.text);
         }
     }
     for id in objectives

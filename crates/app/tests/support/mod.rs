@@ -1,6 +1,7 @@
 //! A protected throw-away cluster, and the program as a user runs it, for end-to-end tests.
 #![allow(dead_code)] // each test file uses its own part
 
+pub mod application;
 pub mod faults;
 
 use cluster::sandbox::Spec;

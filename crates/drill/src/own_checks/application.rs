@@ -3,21 +3,20 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use diagnostic::Result;
 use serde_json::Value;
 
-use super::{Found, database, health_words, substitute};
-use crate::copy::Copy;
+use super::{Found, Ground, database, health_words, substitute};
 use crate::engine::Run;
 use crate::facts::{
     CheckDetail, CommandDetail, HttpDetail, HttpExpectation, HttpSeen, JunitDetail, LatencyDetail,
 };
 use crate::http::{Answer, Base};
 use crate::junit as results;
-use crate::options::Grant;
+use crate::options::{Grant, Profile};
 use crate::rows::aborted;
 use crate::user_checks::{Asked, CheckKind, CommandCheck, UserCheck};
 use crate::verdict::code;
@@ -52,26 +51,52 @@ const WORDS: [&str; 17] = [
     "unavailable",
 ];
 
-fn base(run: &Run<'_>) -> Result<Base, String> {
-    let text = run
-        .drill
-        .api_base_url
-        .as_deref()
-        .ok_or("no base of the application is given")?;
-    Base::parse(text)
+/// Where the application's endpoints are, and the clock by which they are asked.
+struct Endpoints<'a> {
+    base: Option<&'a str>,
+    clock: &'a dyn Fn() -> jiff::Timestamp,
+}
+
+impl<'a> Endpoints<'a> {
+    fn of(ground: &Ground<'a>) -> Endpoints<'a> {
+        Endpoints {
+            base: ground.api_base_url,
+            clock: ground.clock,
+        }
+    }
+
+    fn base(&self) -> Result<Base, String> {
+        Base::parse(self.base.ok_or("no base of the application is given")?)
+    }
+
+    fn ask(&self, path: &str, status: u16, values: &[HttpExpectation], tries: u32) -> HttpSeen {
+        let at = (self.clock)();
+        let started = Instant::now();
+        let answer = self.base().and_then(|base| base.get(path, ANSWER_LIMIT));
+        let duration_ms = started.elapsed().as_millis() as u64;
+        let mut seen = judge(answer, status, values);
+        seen.at = at;
+        seen.duration_ms = duration_ms;
+        seen.tries = tries;
+        seen
+    }
 }
 
 const NO_GRANT_HTTP: &str = "the profile does not grant \"http\": nothing is asked outside of the quarantine";
 
 /// Asks every endpoint once, before anything is restored.
 pub(crate) fn ask_before(run: &mut Run<'_>) -> Result<((), String)> {
+    let endpoints = Endpoints {
+        base: run.drill.api_base_url.as_deref(),
+        clock: run.drill.clock,
+    };
     let mut asked = 0;
     for check in &run.drill.profile.user_checks {
         if let CheckKind::Http {
             path, status, values, ..
         } = &check.kind
         {
-            let seen = ask(run, path, *status, values, 1);
+            let seen = endpoints.ask(path, *status, values, 1);
             run.before.insert(check.id.clone(), seen);
             asked += 1;
         }
@@ -81,12 +106,21 @@ pub(crate) fn ask_before(run: &mut Run<'_>) -> Result<((), String)> {
 }
 
 /// Waits until every endpoint that tells readiness answers as expected. True: they did, or there are none.
-pub(crate) fn wait_until_ready(run: &mut Run<'_>) -> Result<bool> {
-    let drill = run.drill;
-    if !drill.profile.grants(Grant::Http) {
+pub(crate) fn wait_until_ready(
+    profile: &Profile,
+    api_base_url: Option<&str>,
+    clock: &dyn Fn() -> jiff::Timestamp,
+    abort: &AtomicBool,
+    note: &mut dyn FnMut(&str),
+) -> Result<bool> {
+    if !profile.grants(Grant::Http) {
         return Ok(true);
     }
-    for check in &drill.profile.user_checks {
+    let endpoints = Endpoints {
+        base: api_base_url,
+        clock,
+    };
+    for check in &profile.user_checks {
         let CheckKind::Http {
             path,
             status,
@@ -96,10 +130,10 @@ pub(crate) fn wait_until_ready(run: &mut Run<'_>) -> Result<bool> {
         else {
             continue;
         };
-        run.note(&format!("waiting until {path} answers as expected"));
+        note(&format!("waiting until {path} answers as expected"));
         let mut tries = 1;
         loop {
-            let seen = ask(run, path, *status, values, tries);
+            let seen = endpoints.ask(path, *status, values, tries);
             if seen.as_expected {
                 break;
             }
@@ -108,7 +142,7 @@ pub(crate) fn wait_until_ready(run: &mut Run<'_>) -> Result<bool> {
             }
             let pause = Instant::now();
             while pause.elapsed() < READY_PAUSE {
-                if drill.abort.load(Ordering::Relaxed) {
+                if abort.load(Ordering::Relaxed) {
                     return Err(aborted());
                 }
                 std::thread::sleep(POLL);
@@ -117,18 +151,6 @@ pub(crate) fn wait_until_ready(run: &mut Run<'_>) -> Result<bool> {
         }
     }
     Ok(true)
-}
-
-fn ask(run: &Run<'_>, path: &str, status: u16, values: &[HttpExpectation], tries: u32) -> HttpSeen {
-    let at = (run.drill.clock)();
-    let started = Instant::now();
-    let answer = base(run).and_then(|base| base.get(path, ANSWER_LIMIT));
-    let duration_ms = started.elapsed().as_millis() as u64;
-    let mut seen = judge(answer, status, values);
-    seen.at = at;
-    seen.duration_ms = duration_ms;
-    seen.tries = tries;
-    seen
 }
 
 /// What an answer says, against what is expected of it.
@@ -190,18 +212,18 @@ fn shown(word: &str) -> String {
 }
 
 /// An endpoint, after the copy is ready.
-pub(super) fn http(run: &mut Run<'_>, check: &UserCheck) -> Found {
+pub(super) fn http(ground: &Ground<'_>, check: &UserCheck) -> Found {
     let CheckKind::Http {
         path, status, values, ..
     } = &check.kind
     else {
         return Found::not_run("it is no endpoint");
     };
-    if !run.drill.profile.grants(Grant::Http) {
+    if !ground.profile.grants(Grant::Http) {
         return Found::not_run(NO_GRANT_HTTP);
     }
-    substitute(run, Grant::Http);
-    let after = ask(run, path, *status, values, 1);
+    let endpoints = Endpoints::of(ground);
+    let after = endpoints.ask(path, *status, values, 1);
     let words = health_words(&after);
     let found = match (after.as_expected, &after.error) {
         (true, _) => Found::pass(words),
@@ -210,28 +232,27 @@ pub(super) fn http(run: &mut Run<'_>, check: &UserCheck) -> Found {
     };
     found.with(CheckDetail::Http(HttpDetail {
         path: path.clone(),
-        base: base(run).map(|base| base.shown()).unwrap_or_default(),
+        base: endpoints.base().map(|base| base.shown()).unwrap_or_default(),
         expected_status: *status,
         values: values.clone(),
-        before: run.before.get(&check.id).cloned(),
+        before: ground.before.get(&check.id).cloned(),
         after: Some(after),
     }))
 }
 
 /// A program, inside the quarantine unless the profile lets it out.
-pub(super) fn command(run: &mut Run<'_>, copy: &Copy, database: &str, check: &CommandCheck) -> Found {
-    let outside = run.drill.profile.grants(Grant::Commands);
+pub(super) fn command(ground: &Ground<'_>, check: &CommandCheck) -> Found {
+    let outside = ground.profile.grants(Grant::Commands);
     let Some((program, arguments)) = check.command.split_first() else {
         return Found::not_run("no program is named");
     };
     let mut command = match outside {
         true => {
-            substitute(run, Grant::Commands);
             let mut command = Command::new(program);
             command.args(arguments);
             command
         }
-        false => match copy.quarantined(program, arguments) {
+        false => match ground.server.quarantined(program, arguments) {
             Ok(Some(command)) => command,
             Ok(None) => {
                 return Found::not_run(
@@ -241,7 +262,7 @@ pub(super) fn command(run: &mut Run<'_>, copy: &Copy, database: &str, check: &Co
             Err(error) => return Found::could_not_look(error.code()),
         },
     };
-    let given = variables(run, copy, database, check);
+    let given = variables(ground, check);
     command
         .env_clear()
         .envs(given.iter().map(|(name, value)| (name, value)))
@@ -264,7 +285,7 @@ pub(super) fn command(run: &mut Run<'_>, copy: &Copy, database: &str, check: &Co
             return Found::could_not_look(format!("it could not be started: {error}")).with(detail(None));
         }
     };
-    match wait(run, child, check.limit) {
+    match wait(ground.abort, child, check.limit) {
         Err(why) => Found::bad(code::COMMAND_FAILED, why).with(detail(None)),
         Ok(code_of_it) if code_of_it == check.exit_code => {
             Found::pass(code_of_it.to_string()).with(detail(Some(code_of_it)))
@@ -275,17 +296,13 @@ pub(super) fn command(run: &mut Run<'_>, copy: &Copy, database: &str, check: &Co
     }
 }
 
-fn variables(run: &Run<'_>, copy: &Copy, database: &str, check: &CommandCheck) -> Vec<(String, String)> {
-    let mut given: Vec<(String, String)> = vec![
-        ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
-        ("PGHOST".into(), copy.socket_folder().display().to_string()),
-        ("PGPORT".into(), copy.port().to_string()),
-        ("PGUSER".into(), copy.superuser().to_string()),
-        ("PGDATABASE".into(), database.to_string()),
-        ("PGPROOF_DRILL_ID".into(), run.facts.identity.drill_id.clone()),
-    ];
-    if let Some(base) = &run.drill.api_base_url {
-        given.push(("API_BASE_URL".into(), base.clone()));
+fn variables(ground: &Ground<'_>, check: &CommandCheck) -> Vec<(String, String)> {
+    let mut given: Vec<(String, String)> = vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())];
+    given.extend(ground.server.environment());
+    given.push(("PGDATABASE".into(), ground.database.to_string()));
+    given.push(("PGPROOF_DRILL_ID".into(), ground.id.to_string()));
+    if let Some(base) = ground.api_base_url {
+        given.push(("API_BASE_URL".into(), base.to_string()));
     }
     for (name, value) in &check.environment {
         given.retain(|(known, _)| known != name);
@@ -295,7 +312,7 @@ fn variables(run: &Run<'_>, copy: &Copy, database: &str, check: &CommandCheck) -
 }
 
 /// Waits for a program, and ends it with everything that it started when its time is over.
-fn wait(run: &Run<'_>, mut child: Child, limit: Duration) -> Result<i32, String> {
+fn wait(abort: &AtomicBool, mut child: Child, limit: Duration) -> Result<i32, String> {
     let began = Instant::now();
     let why = loop {
         match child.try_wait() {
@@ -304,7 +321,7 @@ fn wait(run: &Run<'_>, mut child: Child, limit: Duration) -> Result<i32, String>
                     .code()
                     .ok_or_else(|| "it was ended by a signal".to_string());
             }
-            Ok(None) if run.drill.abort.load(Ordering::Relaxed) => break "the drill was stopped".to_string(),
+            Ok(None) if abort.load(Ordering::Relaxed) => break "the drill was stopped".to_string(),
             Ok(None) if began.elapsed() >= limit => {
                 break format!("it did not end within {}", crate::profile::length(limit));
             }
@@ -321,7 +338,7 @@ fn wait(run: &Run<'_>, mut child: Child, limit: Duration) -> Result<i32, String>
 }
 
 /// Files of test results. Those that are older than the drill say nothing about it.
-pub(super) fn junit(run: &mut Run<'_>, files: &[String]) -> Found {
+pub(super) fn junit(ground: &Ground<'_>, files: &[String]) -> Found {
     let mut detail = JunitDetail::default();
     let mut wrong = Vec::new();
     for pattern in files {
@@ -330,7 +347,7 @@ pub(super) fn junit(run: &mut Run<'_>, files: &[String]) -> Found {
             wrong.push(format!("{pattern}: no such file"));
         }
         for path in found {
-            if let Err(why) = read(run, &path, &mut detail) {
+            if let Err(why) = read(ground.began_at, &path, &mut detail) {
                 wrong.push(format!("{}: {why}", path.display()));
             }
         }
@@ -354,14 +371,14 @@ pub(super) fn junit(run: &mut Run<'_>, files: &[String]) -> Found {
     found.with(CheckDetail::Junit(detail))
 }
 
-fn read(run: &Run<'_>, path: &Path, detail: &mut JunitDetail) -> Result<(), String> {
+fn read(began_at: jiff::Timestamp, path: &Path, detail: &mut JunitDetail) -> Result<(), String> {
     let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
     let written = metadata
         .modified()
         .ok()
         .and_then(|at| jiff::Timestamp::try_from(at).ok());
-    if written.is_none_or(|written| written < run.facts.started_at) {
-        return Err("it was written before this drill began".into());
+    if written.is_none_or(|written| written < began_at) {
+        return Err("it was written before this began".into());
     }
     if metadata.len() > RESULTS_BYTES_MAX {
         return Err("it is too long".into());
@@ -422,24 +439,17 @@ fn fits(name: &str, pattern: &str) -> bool {
 }
 
 /// How long answers take.
-pub(super) fn latency(
-    run: &mut Run<'_>,
-    copy: &Copy,
-    own: &str,
-    asked: &Asked,
-    limit: Duration,
-    samples: u32,
-) -> Found {
+pub(super) fn latency(ground: &Ground<'_>, asked: &Asked, limit: Duration, samples: u32) -> Found {
     let mut times = Vec::with_capacity(samples as usize);
     let what = match asked {
         Asked::Endpoint(path) => {
-            if !run.drill.profile.grants(Grant::Http) {
+            if !ground.profile.grants(Grant::Http) {
                 return Found::not_run(NO_GRANT_HTTP);
             }
-            substitute(run, Grant::Http);
+            let endpoints = Endpoints::of(ground);
             for _ in 0..samples {
                 let started = Instant::now();
-                match base(run).and_then(|base| base.get(path, ANSWER_LIMIT)) {
+                match endpoints.base().and_then(|base| base.get(path, ANSWER_LIMIT)) {
                     Ok(answer) if answer.status < 500 => times.push(started.elapsed().as_secs_f64() * 1000.0),
                     Ok(answer) => {
                         return Found::bad(code::ENDPOINT_UNHEALTHY, format!("status {}", answer.status));
@@ -450,9 +460,8 @@ pub(super) fn latency(
             path.clone()
         }
         Asked::Query(database, sql) => {
-            let name = database.as_deref().unwrap_or(own);
-            let timeout = run.drill.profile.statement_timeout;
-            let mut session = match database::timing_session(copy, name, timeout) {
+            let name = database.as_deref().unwrap_or(ground.database);
+            let mut session = match database::timing_session(ground, name) {
                 Ok(session) => session,
                 Err(why) => return Found::could_not_look(why),
             };

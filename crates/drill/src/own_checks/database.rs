@@ -1,13 +1,11 @@
-//! Checks that ask the copy's server.
+//! Checks that ask the server.
 
 use std::time::Duration;
 
 use cluster::{ConnectOptions, Session};
 use diagnostic::{Error, Result};
 
-use super::Found;
-use crate::copy::Copy;
-use crate::engine::Run;
+use super::{Found, Ground};
 use crate::facts::{
     CheckDetail, CheckResult, ForeignKeyFacts, OrphansDetail, RowCount, RowCountsDetail, RowProof, Side,
 };
@@ -19,26 +17,21 @@ use crate::verdict::code;
 const NAMED_MAX: usize = 8;
 
 /// A session as the user's own statements expect it.
-fn session(copy: &Copy, database: &str, timeout: Duration) -> Result<Session> {
+fn session(ground: &Ground<'_>, database: &str) -> Result<Session> {
     let options = ConnectOptions {
         database: Some(database.into()),
-        statement_timeout: timeout,
+        statement_timeout: ground.profile.statement_timeout,
         lock_timeout: rows::LOCK_TIMEOUT_COPY,
         keep_search_path: true,
         read_only: true,
         ..ConnectOptions::default()
     };
-    Session::connect_with(&copy.conninfo(database), &options)
+    Session::connect_with(&ground.server.conninfo(database), &options)
 }
 
 /// The one value of a statement.
-pub(super) fn ask(
-    copy: &Copy,
-    database: &str,
-    sql: &str,
-    timeout: Duration,
-) -> Result<Option<String>, String> {
-    let answer = session(copy, database, timeout).and_then(|mut session| session.rows(sql));
+pub(super) fn ask(ground: &Ground<'_>, database: &str, sql: &str) -> Result<Option<String>, String> {
+    let answer = session(ground, database).and_then(|mut session| session.rows(sql));
     match answer {
         Ok(rows) => Ok(rows
             .into_iter()
@@ -57,8 +50,8 @@ pub(super) fn time(session: &mut Session, sql: &str) -> Result<f64, String> {
 }
 
 /// A session for timing.
-pub(super) fn timing_session(copy: &Copy, database: &str, timeout: Duration) -> Result<Session, String> {
-    session(copy, database, timeout).map_err(|error| recordable(&error))
+pub(super) fn timing_session(ground: &Ground<'_>, database: &str) -> Result<Session, String> {
+    session(ground, database).map_err(|error| recordable(&error))
 }
 
 fn text(row: &[Option<String>], column: usize) -> &str {
@@ -75,8 +68,14 @@ fn listed(mut names: Vec<String>) -> String {
     text
 }
 
-fn databases(copy: &Copy, first: &str, timeout: Duration) -> Result<Vec<String>> {
-    let mut session = rows::connect(&copy.conninfo(first), first, timeout)?;
+/// A session that sees what is there under its own names, whatever database or role set for theirs.
+fn plain_session(ground: &Ground<'_>, database: &str) -> Result<Session> {
+    let timeout = ground.profile.statement_timeout;
+    rows::connect(&ground.server.conninfo(database), database, timeout)
+}
+
+fn databases(ground: &Ground<'_>) -> Result<Vec<String>> {
+    let mut session = plain_session(ground, ground.database)?;
     let rows = session.rows("SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")?;
     Ok(rows
         .into_iter()
@@ -106,23 +105,22 @@ const FOREIGN_KEYS: &str = "SELECT format('%I.%I.%I', n.nspname, t.relname, c.co
       p.relname ORDER BY 1";
 
 /// Rows that refer to nothing.
-pub(super) fn orphans(run: &mut Run<'_>, copy: &Copy, own: &str) -> Found {
-    let timeout = run.drill.profile.statement_timeout;
+pub(super) fn orphans(ground: &Ground<'_>) -> Found {
     let mut detail = OrphansDetail::default();
-    let names = match databases(copy, own, timeout) {
+    let names = match databases(ground) {
         Ok(names) => names,
         Err(error) => return Found::could_not_look(recordable(&error)),
     };
     for name in names {
-        if let Err(error) = orphans_of(copy, &name, timeout, &mut detail) {
+        if let Err(error) = orphans_of(ground, &name, &mut detail) {
             detail.not_seen.push(format!("{name} ({})", recordable(&error)));
         }
     }
     judge_orphans(detail)
 }
 
-fn orphans_of(copy: &Copy, database: &str, timeout: Duration, detail: &mut OrphansDetail) -> Result<()> {
-    let mut session = rows::connect(&copy.conninfo(database), database, timeout)?;
+fn orphans_of(ground: &Ground<'_>, database: &str, detail: &mut OrphansDetail) -> Result<()> {
+    let mut session = plain_session(ground, database)?;
     for row in session.rows(FOREIGN_KEYS)? {
         let name = format!("{database}.{}", text(&row, 0));
         let valid = text(&row, 1) == "t";
@@ -206,7 +204,7 @@ fn table_name(session: &mut Session, table: &str) -> Result<String, Found> {
             Some(name) => Ok(name),
             None => Err(Found::bad(
                 code::CHECK_FAILED,
-                format!("the copy has no table {table}"),
+                format!("there is no table {table}"),
             )),
         },
         Err(error) => Err(Found::could_not_look(recordable(&error))),
@@ -215,16 +213,15 @@ fn table_name(session: &mut Session, table: &str) -> Result<String, Found> {
 
 /// How old the newest row was at the target.
 pub(super) fn freshness(
-    run: &mut Run<'_>,
-    copy: &Copy,
+    ground: &Ground<'_>,
     database: &str,
     (table, column): (&str, &str),
     within: Duration,
 ) -> Found {
-    let Some(target) = run.facts.instant("recovered-commit").map(|instant| instant.at) else {
-        return Found::could_not_look("the copy holds no commit that tells the time of the target");
+    let Some(target) = ground.target else {
+        return Found::could_not_look("no commit tells the time of the target");
     };
-    let mut session = match session(copy, database, run.drill.profile.statement_timeout) {
+    let mut session = match session(ground, database) {
         Ok(session) => session,
         Err(error) => return Found::could_not_look(recordable(&error)),
     };
@@ -265,19 +262,18 @@ const BAD_INDEXES: &str = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_
     WHERE NOT (i.indisvalid AND i.indisready AND i.indislive) AND c.relkind IN ('i', 'I') ORDER BY 1";
 
 /// Every index of every database, and those that are named.
-pub(super) fn indexes(run: &mut Run<'_>, copy: &Copy, own: &str, database: &str, names: &[String]) -> Found {
-    let timeout = run.drill.profile.statement_timeout;
+pub(super) fn indexes(ground: &Ground<'_>, database: &str, names: &[String]) -> Found {
     let look = || -> Result<(u64, Vec<String>)> {
         let (mut count, mut bad) = (0, Vec::new());
-        for name in databases(copy, own, timeout)? {
-            let mut session = rows::connect(&copy.conninfo(&name), &name, timeout)?;
+        for name in databases(ground)? {
+            let mut session = plain_session(ground, &name)?;
             let all = session.one("SELECT count(*) FROM pg_index")?;
             count += text(&all, 0).parse::<u64>().unwrap_or(0);
             for row in session.rows(BAD_INDEXES)? {
                 bad.push(format!("{name}.{} is not valid", text(&row, 0)));
             }
         }
-        let mut session = session(copy, database, timeout)?;
+        let mut session = session(ground, database)?;
         for name in names {
             let sql = format!(
                 "SELECT relkind IN ('i', 'I') FROM pg_catalog.pg_class WHERE oid = to_regclass({})",
