@@ -499,6 +499,8 @@ pub enum Drill {
     Confirm(DrillConfirm),
     /// Drill the drill: plant faults in clones of the backups, and see each caught
     Selftest(DrillSelftest),
+    /// Look through a server that stands already, after a restore or a failover, with the checks of a profile; changes nothing
+    Verify(DrillVerify),
     /// Commit a standing marker in production, by which points of the past are proved later; run it from a timer
     Mark(OfCluster),
     /// List drills with their quarter, recovery time and status, what is scheduled, and the trend
@@ -514,6 +516,24 @@ pub enum Drill {
     /// What drills ask people to do
     #[command(subcommand)]
     FollowUp(FollowUp),
+}
+
+#[derive(Debug, Args)]
+pub struct DrillVerify {
+    /// Whose checks are made: a drill's name in the configuration, or a built-in profile [default: the only one, else `default`]
+    #[arg(value_name = "PROFILE")]
+    pub profile: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// How to reach the server, as libpq writes it
+    #[arg(long, value_name = "CONNINFO", required_unless_present = "data_directory")]
+    pub connection: Option<String>,
+    /// The directory in which it runs on this host, instead
+    #[arg(long, value_name = "DIR", conflicts_with = "connection")]
+    pub data_directory: Option<PathBuf>,
+    /// The time that the age of data is told against [default: the newest commit that recovery replayed, else now]
+    #[arg(long, value_name = "TIME")]
+    pub target: Option<String>,
 }
 
 /// Which drill is meant.

@@ -17,6 +17,7 @@ mod drill_setup;
 mod drill_show;
 mod drill_sign;
 mod drill_stored;
+mod drill_verify;
 mod expire;
 mod find;
 mod import;
@@ -79,6 +80,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Drill(cli::Drill::Selftest(arguments)) => drill_selftest::run(context, &arguments),
         Command::Drill(cli::Drill::Plan(arguments)) => drill_plan::plan(context, &arguments),
         Command::Drill(cli::Drill::Preflight(arguments)) => drill_plan::preflight(context, &arguments),
+        Command::Drill(cli::Drill::Verify(arguments)) => drill_verify::run(context, &arguments),
         Command::Drill(cli::Drill::Mark(arguments)) => drill_plan::mark(context, &arguments),
         Command::Drill(cli::Drill::List(arguments)) => drill_list::run(context, &arguments),
         Command::Drill(cli::Drill::Show(arguments)) => drill_show::run(context, &arguments),

@@ -39,6 +39,14 @@ pub fn read() -> Result<DrillEnvironment> {
     })
 }
 
+/// The base of the application's endpoints, for a command that only looks and needs no consent.
+pub fn api_base_url() -> String {
+    let set = std::env::var("API_BASE_URL")
+        .ok()
+        .filter(|value| !value.trim().is_empty());
+    set.unwrap_or_else(|| API_BASE_URL.to_owned())
+}
+
 fn of(
     variable: &dyn Fn(&str) -> Option<String>,
     file: &dyn Fn(&Path) -> std::io::Result<String>,

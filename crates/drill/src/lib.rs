@@ -48,6 +48,7 @@ pub mod rows;
 pub mod selftest;
 pub mod sequences;
 mod server_error;
+pub mod server_verification;
 pub mod sign_off;
 pub mod signing;
 pub mod snapshot;

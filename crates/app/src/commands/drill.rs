@@ -189,14 +189,7 @@ pub fn value(facts: &Facts, verdict: &Verdict, report: Option<&Path>) -> Value {
 fn print(facts: &Facts, verdict: &Verdict) {
     let status = drill::sign_off::shown_status(verdict.status, &[]);
     output::line(format!("Drill {}: {status}", facts.identity.drill_id));
-    for check in &facts.checks {
-        output::line(format!(
-            "  {:14} {:24} {}",
-            check.result.to_string(),
-            check.id,
-            check.actual
-        ));
-    }
+    print_checks(&facts.checks);
     if let Some(rto) = &facts.rto {
         output::line(format!(
             "  recovery took {}",
@@ -213,6 +206,23 @@ fn print(facts: &Facts, verdict: &Verdict) {
             rpo.commits
         ));
     }
+    print_reasons(verdict);
+}
+
+/// One line for each check.
+pub(super) fn print_checks(checks: &[drill::facts::Check]) {
+    for check in checks {
+        output::line(format!(
+            "  {:14} {:24} {}",
+            check.result.to_string(),
+            check.id,
+            check.actual
+        ));
+    }
+}
+
+/// Why a verdict is what it is.
+pub(super) fn print_reasons(verdict: &Verdict) {
     for reason in &verdict.reasons {
         output::line(format!("  because[{}]: {}", reason.code, reason.text));
     }

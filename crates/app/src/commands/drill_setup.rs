@@ -66,7 +66,8 @@ impl Setup {
     pub fn new(context: &Context, arguments: &cli::DrillOf, purpose: Purpose) -> Result<Setup> {
         let environment = drill_environment::read()?;
         let configuration = context.configuration()?;
-        let name = profile_name(&configuration, arguments.profile.as_deref(), &environment)?;
+        let staging = environment.environment == "staging";
+        let name = profile_name(&configuration, arguments.profile.as_deref(), staging)?;
         let mut profile = configuration.profile(&name)?;
         let own = configuration.drills.get(&name);
         let cluster_name = arguments
@@ -310,23 +311,24 @@ pub struct Parts<'a> {
 /// The cluster that would be drilled.
 pub fn cluster_of<'a>(configuration: &'a Configuration, arguments: &cli::DrillOf) -> Result<&'a Cluster> {
     let environment = drill_environment::read()?;
-    let name = profile_name(configuration, arguments.profile.as_deref(), &environment)?;
+    let staging = environment.environment == "staging";
+    let name = profile_name(configuration, arguments.profile.as_deref(), staging)?;
     let own = configuration.drills.get(&name);
     let of_profile = own.and_then(|own| own.cluster.as_deref());
     configuration.cluster(arguments.cluster.as_deref().or(of_profile))
 }
 
 /// The profile that was named; without a name the only one of the file; without any, what the environment means.
-fn profile_name(
+pub(super) fn profile_name(
     configuration: &Configuration,
     name: Option<&str>,
-    environment: &DrillEnvironment,
+    staging: bool,
 ) -> Result<String> {
     let mut configured = configuration.drills.keys();
     match (name, configured.next(), configured.next()) {
         (Some(name), _, _) => Ok(name.to_owned()),
         (None, Some(only), None) => Ok(only.clone()),
-        (None, None, _) if environment.environment == "staging" => Ok("quarterly-pitr".to_owned()),
+        (None, None, _) if staging => Ok("quarterly-pitr".to_owned()),
         (None, None, _) => Ok("default".to_owned()),
         (None, Some(_), Some(_)) => {
             let names: Vec<&str> = configuration.drills.keys().map(String::as_str).collect();
@@ -364,7 +366,7 @@ fn repository_folders(configuration: &Configuration) -> Vec<PathBuf> {
 }
 
 /// The role that the connection uses.
-fn superuser(cluster: &Cluster) -> Option<String> {
+pub(super) fn superuser(cluster: &Cluster) -> Option<String> {
     let conninfo = cluster::conninfo::Conninfo::parse(&cluster.connection).ok()?;
     conninfo
         .get("user")

@@ -125,7 +125,11 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         output::line(plan.to_string().trim_end());
     }
     let copy = copy_with(&copies, &backups, plan.backup)?;
-    let usual = if plan.delta.is_some() { comparing() } else { cores() };
+    let usual = if plan.delta.is_some() {
+        comparing()
+    } else {
+        cores()
+    };
     let threads = arguments.threads.unwrap_or(usual);
     if arguments.dry_run {
         let counts = plan
