@@ -156,6 +156,9 @@ pub struct Bucket {
     /// Allow an endpoint that begins with http://
     #[arg(long)]
     pub allow_http: bool,
+    /// The certificate (PEM) of the authority that issued the store's, where this host does not trust it anyway
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// A file in the form of ~/.aws/credentials, readable for the server's account
     #[arg(long, value_name = "FILE")]
     pub credentials_file: Option<PathBuf>,
@@ -174,6 +177,7 @@ impl Bucket {
             && self.region.is_none()
             && self.path_style.is_none()
             && !self.allow_http
+            && self.ca_file.is_none()
             && self.credentials_file.is_none()
             && self.credentials_command.is_none()
     }

@@ -82,6 +82,9 @@ fn s3(url: &str, bucket: &Bucket) -> Result<Arc<dyn Store>> {
                 format!("cannot read the certificates in {:?}", file.display().to_string()),
                 &error,
             )
+            .hint(
+                "`ca_file` must be readable for every account that runs pgproof, the archiver's among them.",
+            )
         })?),
     };
     let mut options = S3Options {

@@ -351,6 +351,18 @@ pub(crate) fn connect_error(shown: &str, failure: Failure) -> Error {
         return refused
             .hint("pg_hba.conf may ask for TLS (hostssl): add sslmode=require, or a stronger one.");
     }
+    if sqlstate == "28000" && told.contains("client certificate") {
+        return refused.hint(
+            "pg_hba.conf asks for a certificate: name it and its key in the connection string, sslcert=FILE \
+             sslkey=FILE.",
+        );
+    }
+    if sqlstate == "28000" && told.contains("certificate authentication failed") {
+        return refused.hint(
+            "The common name in sslcert must be the role's name, or be mapped to it in pg_ident.conf (map=... in \
+             pg_hba.conf).",
+        );
+    }
     refused
 }
 

@@ -68,4 +68,5 @@ pub use options::{
     BUILT_IN_CHECKS, DEFAULT_CHECKS, Documents, Drill, DrillTarget, Fault, Grant, Profile, SandboxOptions,
     Silent, Watcher,
 };
+pub use server_error::recorded_sqlstate;
 pub use verdict::{Reason, Status, Verdict, Weight, code, judge};

@@ -16,6 +16,17 @@ pub fn recordable(error: &Error) -> String {
     }
 }
 
+/// The SQLSTATE in a text that [`recordable`] was put into.
+pub fn recorded_sqlstate(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("(SQLSTATE ")?;
+    let (state, _) = rest.split_once(')')?;
+    let is_one = state.len() == 5
+        && state
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+    is_one.then_some(state)
+}
+
 /// Message and detail as they may stand in the evidence: a server's own text may quote values, so it stays
 /// out.
 pub fn texts(error: &Error) -> (String, Option<String>) {
@@ -44,6 +55,18 @@ mod tests {
         assert_eq!(recordable(&error), "server-error (SQLSTATE 23505)");
         let (message, detail) = texts(&error);
         assert!(!message.contains('@') && detail.is_none());
+        // What reads the evidence finds the state in both.
+        assert_eq!(recorded_sqlstate(&recordable(&error)), Some("23505"));
+        assert_eq!(recorded_sqlstate(&message), Some("23505"));
+        for other in [
+            "",
+            "(SQLSTATE )",
+            "(SQLSTATE 2350)",
+            "(SQLSTATE 23505",
+            "(SQLSTATE a b c)",
+        ] {
+            assert_eq!(recorded_sqlstate(other), None, "{other}");
+        }
         assert_eq!(sqlstate(&Error::new("connection-lost", "gone")), None);
     }
 }

@@ -1,10 +1,11 @@
 //! What follows from a verdict for whoever plans the week: one action for each kind of reason.
 
 use drill::facts::{Facts, Failure, Person};
-use drill::{Status, Verdict, Weight, code};
+use drill::{Reason, Status, Verdict, Weight, code, recorded_sqlstate};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::document::{Text, value};
+use crate::server_errors::{self, Advice};
 use crate::words::duration;
 
 /// Within this time after a failed drill the next one is due.
@@ -71,7 +72,10 @@ fn is_never_ready(facts: &Facts) -> bool {
 pub fn of(facts: &Facts, verdict: &Verdict) -> Vec<Action> {
     let mut actions: Vec<Action> = Vec::new();
     for (at, reason) in verdict.reasons.iter().enumerate() {
-        let mut text = text_of(&reason.code).to_owned();
+        let mut text = match about_a_server(reason, facts) {
+            Some(advice) => advice.action.to_owned(),
+            None => text_of(&reason.code).to_owned(),
+        };
         let mut person = None;
         let is_late = matches!(reason.code.as_str(), code::RTO_EXCEEDED | code::RTO_AT_RISK);
         if is_late || (reason.code == code::ENDPOINT_UNHEALTHY && is_never_ready(facts)) {
@@ -152,9 +156,26 @@ fn text_of(reason: &str) -> &'static str {
     }
 }
 
+/// What PostgreSQL's own error asks for, where a check could not look because of one, or the drill ended with one.
+/// A reason that says what is wrong by itself goes before it.
+fn about_a_server(reason: &Reason, facts: &Facts) -> Option<Advice> {
+    if reason.code != code::COULD_NOT_LOOK {
+        return None;
+    }
+    let recorded = match &reason.check {
+        Some(id) => &facts.check(id)?.actual,
+        None => &facts.failure.as_ref()?.message,
+    };
+    server_errors::advice(recorded_sqlstate(recorded)?)
+}
+
 /// What a person does about a reason that decided the verdict, or about the error that ended the drill.
-pub fn troubleshooting(reason: &str, failure: Option<&Failure>) -> &'static str {
-    match reason {
+pub fn troubleshooting(reason: &Reason, facts: &Facts) -> &'static str {
+    if let Some(advice) = about_a_server(reason, facts) {
+        return advice.help;
+    }
+    let failure = facts.failure.as_ref();
+    match reason.code.as_str() {
         code::WAL_MISSING | code::TARGET_UNREACHABLE => {
             "`pgproof wal gaps` lists what is missing; if the segment is still in the primary's pg_wal, `pgproof wal push` it"
         }
@@ -215,6 +236,9 @@ fn about_an_error(failure: &Failure) -> Option<&'static str> {
         "store-unreachable" | "store-failing" | "store-throttled" => {
             "`pgproof check` asks every copy of the backups: is the file system mounted, or the address right and the way there open; another copy is drilled by `--copy NAME`"
         }
+        "store-certificate" | "store-tls" => {
+            "The connection to the store is not secure, so nothing is sent: the detail above says what its certificate lacks; `ca_file` in the copy's section names an authority of one's own"
+        }
         "store-denied" | "store-credentials" => {
             "The store refuses this account: run as the account that owns the repository, or look at the credentials of the copy; `pgproof check` tries them"
         }
@@ -257,15 +281,34 @@ mod tests {
         }
     }
 
+    /// The facts of a drill that passed, for tests that change them.
+    fn facts() -> Facts {
+        serde_json::from_str(include_str!("../tests/facts/passed.json")).expect("facts")
+    }
+
+    fn reason(code: &str, check: Option<&str>) -> Reason {
+        Reason {
+            code: code.into(),
+            text: "what was seen".into(),
+            check: check.map(Into::into),
+            weight: Weight::Doubt,
+        }
+    }
+
+    fn help(code: &str, failure: Option<Failure>) -> &'static str {
+        let facts = Facts { failure, ..facts() };
+        troubleshooting(&reason(code, None), &facts)
+    }
+
     #[test]
     fn every_cause_that_teams_ask_about_has_its_own_help() {
-        let default = troubleshooting("no-such-reason", None);
-        let of =
-            |code: &str, message: &str| troubleshooting(code::COULD_NOT_LOOK, Some(&failure(code, message)));
+        let default = help("no-such-reason", None);
+        let of = |code: &str, message: &str| help(code::COULD_NOT_LOOK, Some(failure(code, message)));
         let mut all = vec![
-            troubleshooting(code::ENDPOINT_UNHEALTHY, None),
-            troubleshooting(code::COMMAND_FAILED, None),
+            help(code::ENDPOINT_UNHEALTHY, None),
+            help(code::COMMAND_FAILED, None),
             of("store-unreachable", "the store is away"),
+            of("store-certificate", "who is that"),
             of("store-denied", "not yours"),
             of("store-full", "no room"),
             of("server-unreachable", "no answer"),
@@ -276,6 +319,14 @@ mod tests {
             of("lease-conflict", "written by somebody else"),
             of("wal-second-writer", "another server"),
             of("drill-running", "it still runs"),
+            of(
+                "server-error",
+                "the server answered with an error: server-error (SQLSTATE 53100)",
+            ),
+            of(
+                "server-refused",
+                "the server answered with an error: server-refused (SQLSTATE 28P01)",
+            ),
         ];
         let (found, distinct) = (all.len(), {
             all.sort_unstable();
@@ -287,6 +338,36 @@ mod tests {
         assert_eq!(of("no-such-code", "something"), default);
         // A reason that says what is wrong goes before the error that told it.
         let damaged = failure("store-unreachable", "x");
-        assert!(troubleshooting(code::OBJECT_DAMAGED, Some(&damaged)).contains("verify"));
+        assert!(help(code::OBJECT_DAMAGED, Some(damaged)).contains("verify"));
+    }
+
+    #[test]
+    fn a_check_that_postgresql_refused_is_answered_by_its_sqlstate_in_help_and_action() {
+        let mut facts = facts();
+        let id = facts.checks.first().expect("a check").id.clone();
+        let mut told = |actual: &str, code: &str| {
+            facts.checks[0].actual = actual.into();
+            let reason = reason(code, Some(&id));
+            let verdict = Verdict {
+                status: Status::Inconclusive,
+                reasons: vec![reason.clone()],
+            };
+            let actions = of(&facts, &verdict);
+            (troubleshooting(&reason, &facts), actions[0].text.clone())
+        };
+        let (help, action) = told("server-error (SQLSTATE 42704)", code::COULD_NOT_LOOK);
+        assert!(help.contains("pg_roles"), "{help}");
+        assert!(action.contains("role"), "{action}");
+        let (help, action) = told("server-error (SQLSTATE 57014)", code::COULD_NOT_LOOK);
+        assert!(
+            help.contains("EXPLAIN") && action.contains("cheaper"),
+            "{help} {action}"
+        );
+        // An unknown state, a reason of its own, and a value that only looks like a state.
+        let (unknown, action) = told("server-error (SQLSTATE XX000)", code::COULD_NOT_LOOK);
+        assert!(unknown.contains("was expected and what was seen"), "{unknown}");
+        assert_eq!(action, "Look into it and drill again");
+        let (own, _) = told("server-error (SQLSTATE 42704)", code::ROWS_DIFFER);
+        assert!(own.contains("Restore the same LSN"), "{own}");
     }
 }

@@ -10,6 +10,7 @@ use crate::actions;
 use crate::circumstances::Circumstances;
 use crate::compliance;
 use crate::document::{Document, Line, Text, said, value};
+use crate::kinds_of_backup;
 use crate::template::{endpoints, of_check, person, phase, recovery_point, recovery_time, status, target};
 use crate::words::{age, between_ms, bytes, day, duration, instant, since};
 
@@ -511,6 +512,7 @@ fn results(out: &mut Document, facts: &Facts) {
         &["Metric", "Value"],
         metrics.map(|(name, text)| [said(name), text]),
     );
+    kinds_of_backup::write(out, facts);
 
     out.heading(3, "4.2 Application Restoration");
     let mut rows: Vec<[Text; 3]> = endpoints(facts)
@@ -717,7 +719,7 @@ fn issues(out: &mut Document, facts: &Facts, verdict: &Verdict) {
         .iter()
         .filter(|reason| reason.weight != Weight::Observation);
     for reason in decided.take(most) {
-        let help = actions::troubleshooting(&reason.code, facts.failure.as_ref());
+        let help = actions::troubleshooting(reason, facts);
         if !told.contains(&help) {
             told.push(help);
             out.paragraph(vec![said(format!("Where to look first: {help}."))]);

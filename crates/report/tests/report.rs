@@ -507,6 +507,80 @@ fn who_is_told_follows_from_what_was_found() {
     }
 }
 
+/// Name and loss of each row.
+fn lost_by_kind(facts: &Facts) -> Vec<(String, String)> {
+    let verdict = judge(facts);
+    let kept = kept(facts, &verdict);
+    let document = report::document(facts, &verdict, &Circumstances::default());
+    for from in document.texts().iter().flat_map(|text| &text.from) {
+        assert!(kept.pointer(from).is_some(), "{from} is not in facts.json");
+    }
+    let text = unmarked(&report::markdown(facts, &verdict, &Circumstances::default()));
+    let (_, table) = text
+        .split_once("| Kind of Backup | Brings Back | Lost (RPO) |\n")
+        .expect("the table");
+    let rows = table.lines().skip(1).take_while(|line| line.starts_with("| "));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        (cells[0].to_owned(), cells[2].to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn each_kind_of_backup_says_what_it_would_have_lost_and_guesses_nothing_that_was_not_recorded() {
+    let mut facts = facts("passed");
+    let rows = lost_by_kind(&facts);
+    let names: Vec<&str> = rows.iter().map(|(name, _)| name.as_str()).collect();
+    assert!(
+        matches!(names[..], ["Base backup alone", "Base backup and archived WAL", dump]
+            if dump.starts_with("A logical dump taken when that base backup began (pgproof makes none")),
+        "{names:?}"
+    );
+    let lost = |rows: &[(String, String)], at: usize| rows[at].1.clone();
+    // From the backup's beginning and its end to the newest commit at the point; in WAL from its stop to the point.
+    assert_eq!(
+        lost(&rows, 0),
+        "everything committed since: 2.327 s to 3.530 s, 24.9 MB of WAL"
+    );
+    assert_eq!(lost(&rows, 1), "0.500 s, 3 commits, 100 bytes of WAL");
+    assert_eq!(lost(&rows, 2), "everything committed since: 3.530 s");
+
+    // The drill's own instant goes before the server's words.
+    facts.instants = vec![drill::facts::InstantFacts {
+        id: "recovered-commit".into(),
+        at: "2026-11-20T20:42:09.137726644Z".parse().expect("a time"),
+        offset_ms: None,
+    }];
+    assert_eq!(lost(&lost_by_kind(&facts), 2), "everything committed since: 10 s");
+
+    // Nobody got to the point; nothing was measured; no backup was chosen.
+    facts.instants.clear();
+    facts.target.stops[0].outcome = drill::facts::StopOutcome::Failed;
+    facts.rpo = None;
+    let rows = lost_by_kind(&facts);
+    for at in [0, 2] {
+        let text = lost(&rows, at);
+        assert!(
+            text.starts_with("everything committed since; how long that is is not known"),
+            "{text}"
+        );
+        assert!(!text.contains(|c: char| c.is_ascii_digit()), "{text}");
+    }
+    // The check that was recorded is all that is left of the loss, and then nothing.
+    assert_eq!(lost(&rows, 1), "PASS: 0.500 s, 3 commits");
+    facts.checks.retain(|check| check.id != "rpo");
+    assert_eq!(lost(&lost_by_kind(&facts), 1), "not measured");
+    facts.input = None;
+    let rows = lost_by_kind(&facts);
+    for at in [0, 2] {
+        assert_eq!(
+            lost(&rows, at),
+            "not known: the drill ended before a backup was chosen"
+        );
+    }
+}
+
 #[test]
 fn rates_over_the_profile_s_drills_stand_in_the_requirements_with_their_targets() {
     let (facts, verdict) = judged("passed");

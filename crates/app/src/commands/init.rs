@@ -381,7 +381,7 @@ fn bucket_text(arguments: &cli::Init, url: &str) -> Result<String> {
         }
         return Err(Error::usage(
             "option-conflict",
-            "--endpoint, --region, --path-style, --allow-http and --credentials-... are for buckets only",
+            "--endpoint, --region, --path-style, --allow-http, --ca-file and --credentials-... are for buckets only",
         )
         .hint("A bucket is written --repository s3://BUCKET/PREFIX."));
     }
@@ -400,15 +400,18 @@ fn bucket_text(arguments: &cli::Init, url: &str) -> Result<String> {
     if given.allow_http {
         line("allow_http", "true".to_owned());
     }
-    if let Some(file) = &given.credentials_file {
-        let file = std::path::absolute(file).map_err(|error| {
-            Error::io(
-                "path",
-                "cannot make the path of the credentials file absolute",
-                &error,
-            )
+    let absolute = |file: &Path| {
+        let absolute = std::path::absolute(file).map_err(|error| {
+            let message = format!("cannot make {:?} absolute", file.display().to_string());
+            Error::io("path", message, &error)
         })?;
-        let mut value = format!("file = {}", quoted(&file.display().to_string()));
+        Ok::<_, Error>(quoted(&absolute.display().to_string()))
+    };
+    if let Some(file) = &given.ca_file {
+        line("ca_file", absolute(file)?);
+    }
+    if let Some(file) = &given.credentials_file {
+        let mut value = format!("file = {}", absolute(file)?);
         if let Some(profile) = &given.credentials_profile {
             value.push_str(&format!(", profile = {}", quoted(profile)));
         }

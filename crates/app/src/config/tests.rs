@@ -258,18 +258,18 @@ key = { file = "s3.key" }
 fn a_bucket_is_described_beside_its_url_and_shown_without_secrets() {
     let text = format!(
         "{BUCKET}endpoint = \"https://minio.example:9000\"\nregion = \"eu\"\nretry_for = \"30 s\"\n\
-         credentials = {{ command = \"vault read topsecret\" }}\n"
+         ca_file = \"ca.pem\"\ncredentials = {{ command = \"vault read topsecret\" }}\n"
     );
     let configuration = parse(&text).expect("a bucket");
     let bucket = configuration.copies["s3"].bucket.clone().expect("a bucket");
     assert!(bucket.path_style && !bucket.allow_http);
     assert_eq!(bucket.retry_for(), Some(Duration::from_secs(30)));
+    assert_eq!(bucket.ca_file.as_deref(), Some(Path::new("/etc/pgproof/ca.pem")));
     let shown = configuration.show();
-    assert!(
-        shown
-            .iter()
-            .any(|shown| shown.key == "copy.s3.endpoint" && shown.origin.ends_with(":8"))
-    );
+    for (key, line) in [("copy.s3.endpoint", ":8"), ("copy.s3.ca_file", ":11")] {
+        let stands = |it: &Shown| it.key == key && it.origin.ends_with(line);
+        assert!(shown.iter().any(stands), "{key} in {shown:#?}");
+    }
     assert!(shown.iter().all(|shown| !shown.value.contains("topsecret")));
 
     let bucket = parse(BUCKET).expect("Amazon's").copies["s3"]
@@ -312,6 +312,12 @@ fn what_is_wrong_with_a_bucket_is_refused_and_secrets_are_not_repeated() {
     let error = parse(&format!("{folder}region = \"eu\"\n")).expect_err("a folder has no region");
     assert!(
         error.render().contains("`region` has no meaning"),
+        "{}",
+        error.render()
+    );
+    let error = parse(&format!("{folder}ca_file = \"ca.pem\"\n")).expect_err("a folder has no certificate");
+    assert!(
+        error.render().contains("`ca_file` has no meaning"),
         "{}",
         error.render()
     );

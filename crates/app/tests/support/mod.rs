@@ -169,6 +169,12 @@ impl World {
         command
     }
 
+    /// Runs the program with another configuration file.
+    pub fn run_with(&self, configuration: &Path, arguments: &[&str]) -> Ended {
+        let output = self.command_with(configuration, arguments).output();
+        Ended::of(&output.expect("the program starts"))
+    }
+
     /// The same below another program, `strace` for one, which gets the program's path and arguments last.
     pub fn command_below(&self, other: &str, its_arguments: &[&str], arguments: &[&str]) -> Command {
         let plain = self.command(arguments);

@@ -12,6 +12,7 @@ use postgres_protocol::authentication::sasl::{self, ScramSha256};
 
 use super::certificate::end_point_binding;
 use super::tls::ChannelBinding;
+use super::tls_problems::tls_error;
 use super::{Failure, ServerError, Wire};
 
 /// What a session says of itself.
@@ -39,8 +40,14 @@ impl Wire {
         body.push(0);
         let mut message = ((body.len() + 4) as u32).to_be_bytes().to_vec();
         message.extend_from_slice(&body);
-        self.stream.write_all(&message)?;
-        self.stream.flush()?;
+        if let Err(lost) = self.stream.write_all(&message).and_then(|()| self.stream.flush()) {
+            // Whoever closed the connection may have said why before: a refused certificate, for one.
+            return Err(match self.receive() {
+                Ok(frame) if frame.tag == b'E' => Failure::Server(Box::new(ServerError::parse(&frame.body))),
+                Err(Failure::Io(told)) if tls_error(&told).is_some() => Failure::Io(told),
+                _ => Failure::Io(lost),
+            });
+        }
         self.authenticate(startup)?;
         let mut key = (0, Vec::new());
         loop {

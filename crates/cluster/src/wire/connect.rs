@@ -18,6 +18,7 @@ use rustls::ClientConfig;
 use super::auth::Startup;
 use super::stream::Stream;
 use super::tls::{ChannelBinding, TlsMode, TlsParameters, handshake};
+use super::tls_problems::in_words;
 use super::{Failure, Wire};
 
 /// `SSLRequest` and `CancelRequest` in place of a protocol's version.
@@ -194,7 +195,9 @@ fn connect_host(
                     (_, false) => return Err(Failure::Refused(tls_refused(name))),
                 },
             };
+            let encrypted = config.is_some().then_some(name.as_str());
             begin(parameters, host, stream, Some(address), config, startup, deadline)
+                .map_err(|failure| in_words(encrypted, failure))
         };
         let result = match mode {
             TlsMode::Disable => attempt(false),
@@ -231,7 +234,7 @@ fn turned_away(failure: &Failure) -> bool {
 
 fn tls_failed(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused(error)
-        if matches!(error.code(), "tls-handshake" | "tls-certificate"))
+        if matches!(error.code(), "tls-handshake" | "tls-certificate" | "tls-client-certificate"))
 }
 
 fn tls_refused(host: &str) -> Error {

@@ -11,6 +11,7 @@ mod connect;
 mod replay;
 mod stream;
 mod tls;
+mod tls_problems;
 
 use std::io::{self, Read, Write};
 

@@ -23,6 +23,7 @@ use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedSt
 use super::Failure;
 use super::certificate::common_name_that_counts;
 use super::stream::Stream;
+use super::tls_problems::{problem, tls_error};
 
 /// Where distributions keep the roots that they trust.
 const SYSTEM_ROOTS: [&str; 4] = [
@@ -132,65 +133,16 @@ pub(super) fn handshake(
         ))
     })?;
     let mut connection =
-        ClientConnection::new(config, server).map_err(|error| handshake_error(name, &error))?;
+        ClientConnection::new(config, server).map_err(|error| Failure::Refused(problem(name, &error)))?;
     while connection.is_handshaking() {
         if let Err(error) = connection.complete_io(&mut socket) {
-            let tls = error
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-                .map(|inner| handshake_error(name, inner));
+            let tls = tls_error(&error).map(|inner| Failure::Refused(problem(name, inner)));
             return Err(tls.unwrap_or(Failure::Io(error)));
         }
     }
     Ok(Stream::Tls(Box::new(rustls::StreamOwned::new(
         connection, socket,
     ))))
-}
-
-fn handshake_error(name: &str, error: &rustls::Error) -> Failure {
-    Failure::Refused(match error {
-        rustls::Error::InvalidCertificate(why) => {
-            let refused = Error::new(
-                "tls-certificate",
-                format!("the certificate of the server at {name} is not accepted"),
-            )
-            .detail(certificate_problem(why));
-            match why {
-                CertificateError::UnknownIssuer | CertificateError::BadSignature => refused.hint(
-                    "sslrootcert must name a file with the certificate of the authority that issued the server's.",
-                ),
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                    refused.hint(
-                        "Connect by a name that is in the certificate (host=NAME, with hostaddr=ADDRESS if need \
-                         be), or have the certificate issued for this one.",
-                    )
-                }
-                _ => refused,
-            }
-        }
-        other => {
-            Error::new("tls-handshake", format!("TLS with the server at {name} failed")).caused_by(other)
-        }
-    })
-}
-
-fn certificate_problem(error: &CertificateError) -> String {
-    match error {
-        CertificateError::UnknownIssuer => "Nobody in sslrootcert has issued it.".into(),
-        CertificateError::NotValidForName => "It was issued for another host.".into(),
-        CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
-            "It was issued for another host, or for none.".into()
-        }
-        CertificateError::NotValidForNameContext { presented, .. } => {
-            format!("It was issued for another host: {}.", presented.join(", "))
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "It has expired.".into(),
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "It is not valid yet.".into()
-        }
-        CertificateError::Revoked => "It was revoked.".into(),
-        other => format!("{other:?}"),
-    }
 }
 
 fn file_error(path: &Path, what: &str, error: &dyn fmt::Display) -> Error {
@@ -212,21 +164,55 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     }
 }
 
-/// As libpq: for the owner's eyes only, or root's file that a group may read.
+/// As `pqsecure_initialize` of libpq: a regular file for the owner's eyes only, or root's that a group may read.
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let what = "the private key";
     let metadata = std::fs::metadata(path).map_err(|error| file_error(path, what, &error))?;
-    let forbidden = if metadata.uid() == 0 && !rustix::process::geteuid().is_root() {
-        0o027
-    } else {
-        0o077
-    };
-    if metadata.mode() & forbidden != 0 {
-        return Err(file_error(path, what, &"The file may be read by others.")
-            .hint(format!("chmod 0600 '{}'", path.display())));
+    if !metadata.is_file() {
+        return Err(file_error(path, what, &"It is no regular file."));
     }
-    PrivateKeyDer::from_pem_file(path)
-        .map_err(|error| file_error(path, what, &error).hint("A key with a passphrase is not supported."))
+    if metadata.mode() & forbidden_to_others(metadata.uid()) != 0 {
+        return Err(file_error(
+            path,
+            what,
+            &"The file may be read or changed by others: 0600 or less is allowed, or 0640 where it is root's.",
+        )
+        .hint(format!("chmod 0600 '{}'", path.display())));
+    }
+    PrivateKeyDer::from_pem_file(path).map_err(|error| match is_encrypted(path) {
+        true => file_error(
+            path,
+            what,
+            &"It is encrypted with a passphrase, which is not supported: nobody could type it for a timer.",
+        )
+        .hint(format!(
+            "Write it without one, for this account's eyes only: (umask 077; openssl pkey -in '{0}' -out '{0}.plain')",
+            path.display()
+        )),
+        false => {
+            let told = match &error {
+                rustls::pki_types::pem::Error::NoItemsFound => "There is no private key in the file.".to_owned(),
+                other => other.to_string(),
+            };
+            file_error(path, what, &told)
+        }
+    })
+}
+
+/// The rights that nobody but the owner may have; a file of root's may be read by a group, by which a service's account
+/// gets at it.
+fn forbidden_to_others(owner: u32) -> u32 {
+    match owner {
+        0 => 0o037,
+        _ => 0o077,
+    }
+}
+
+/// Whether the file holds a key under a passphrase, in PKCS #8 or in OpenSSL's older form.
+fn is_encrypted(path: &Path) -> bool {
+    let text = std::fs::read(path).unwrap_or_default();
+    let holds = |words: &[u8]| text.windows(words.len()).any(|window| window == words);
+    holds(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || holds(b"Proc-Type: 4,ENCRYPTED")
 }
 
 struct Verifier {
@@ -408,6 +394,26 @@ mod tests {
         assert!(matches_name("*.example.org", "db.example.org"));
         assert!(!matches_name("*.example.org", "a.db.example.org"));
         assert!(!matches_name("*.example.org", "example.org"));
+    }
+
+    #[test]
+    fn a_group_may_read_a_key_of_roots_and_of_nobody_elses() {
+        for (owner, mode, allowed) in [
+            (1000, 0o600, true),
+            (1000, 0o400, true),
+            (1000, 0o640, false),
+            (1000, 0o604, false),
+            (0, 0o600, true),
+            (0, 0o640, true),
+            (0, 0o660, false),
+            (0, 0o644, false),
+        ] {
+            assert_eq!(
+                mode & forbidden_to_others(owner) == 0,
+                allowed,
+                "{owner} {mode:o}"
+            );
+        }
     }
 
     #[test]

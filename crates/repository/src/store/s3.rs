@@ -31,6 +31,7 @@ mod attempt;
 mod credentials;
 mod http;
 mod replay;
+mod tls;
 mod writer;
 
 use attempt::{Failed, Kind};
@@ -218,12 +219,22 @@ impl Inner {
 
     fn build(&self) -> Result<AmazonS3> {
         let options = &self.options;
-        let wrong = |error: object_store::Error| {
+        let unusable = || {
             Error::usage(
                 "store-options",
                 format!("cannot use {} as it is described", self.place.url()),
             )
-            .caused_by(&error)
+        };
+        let wrong = |error: object_store::Error| {
+            let refused = unusable().caused_by(&error);
+            // The library's only word for a host without a store of certificates.
+            match refused.render().contains("No CA certificates were loaded") {
+                true => refused.hint(
+                    "This host has no certificates of authorities: install the package ca-certificates, or name the \
+                     store's own authority with ca_file.",
+                ),
+                false => refused,
+            }
         };
         // Time-outs and further tries are ours: they depend on what is sent, and each try is counted.
         let mut client = ClientOptions::new()
@@ -231,9 +242,19 @@ impl Inner {
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_allow_http(options.allow_http);
         if let Some(pem) = &options.certificates {
-            for certificate in Certificate::from_pem_bundle(pem).map_err(wrong)? {
-                client = client.with_root_certificate(certificate);
+            let no_certificates = |why: &str| {
+                unusable().detail(format!("ca_file: {why}.")).hint(
+                    "It must hold the authority's certificate in PEM, from -----BEGIN CERTIFICATE----- on.",
+                )
+            };
+            let trusted = Certificate::from_pem_bundle(pem)
+                .map_err(|error| no_certificates("what it holds is no PEM").caused_by(&error))?;
+            if trusted.is_empty() {
+                return Err(no_certificates("it holds no certificate"));
             }
+            client = trusted
+                .into_iter()
+                .fold(client, ClientOptions::with_root_certificate);
         }
         let no_retries = RetryConfig {
             max_retries: 0,

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use diagnostic::Error;
 
-use super::Inner;
 use super::http::{ATTEMPT, Answer, Attempt};
+use super::{Inner, tls};
 
 /// The first wait before another try; each next one is twice as long.
 const WAIT_FIRST: Duration = Duration::from_millis(100);
@@ -53,6 +53,10 @@ pub(super) enum Kind {
     Refused,
     /// The store failed (5xx).
     Failing,
+    /// The store's certificate is not accepted.
+    Certificate,
+    /// TLS with the store failed.
+    Tls,
     /// No answer, or not all of it.
     Unreachable,
 }
@@ -61,7 +65,7 @@ impl Kind {
     fn again(self) -> bool {
         matches!(
             self,
-            Kind::Conflict | Kind::Throttled | Kind::Failing | Kind::Unreachable
+            Kind::Conflict | Kind::Throttled | Kind::Failing | Kind::Tls | Kind::Unreachable
         )
     }
 }
@@ -76,6 +80,8 @@ pub(super) struct Failed {
     /// The store's own code (`SlowDown`).
     store_code: Option<String>,
     words: String,
+    /// What helps, where the words alone do not say it.
+    hint: Option<&'static str>,
     region: Option<String>,
     tries: u32,
     elapsed: Duration,
@@ -129,7 +135,7 @@ impl Inner {
             failed.tries = tries;
             failed.elapsed = began.elapsed();
             unclear |= match failed.kind {
-                Kind::Failing | Kind::Throttled => true,
+                Kind::Failing | Kind::Throttled | Kind::Tls => true,
                 Kind::Unreachable => !words_of_connecting(&failed.words),
                 _ => false,
             };
@@ -202,9 +208,18 @@ fn shortened(text: &str) -> String {
 }
 
 fn classify(error: &object_store::Error, answer: Option<&Answer>) -> Failed {
+    let status = answer.map(|answer| answer.status);
+    if status.is_none()
+        && let Some(problem) = tls::problem(error)
+    {
+        return Failed {
+            words: shortened(&problem.words),
+            hint: Some(problem.hint),
+            ..Failed::new(problem.kind)
+        };
+    }
     let text = words(error);
     let code = element(&text, "Code").map(shortened);
-    let status = answer.map(|answer| answer.status);
     let code_text = code.as_deref().unwrap_or_default();
     let kind = match (status, code_text) {
         (_, "SlowDown" | "TooManyRequests" | "RequestLimitExceeded" | "ServiceUnavailable")
@@ -256,6 +271,7 @@ impl Failed {
             status: None,
             store_code: None,
             words: String::new(),
+            hint: None,
             region: None,
             tries: 1,
             elapsed: Duration::ZERO,
@@ -287,13 +303,18 @@ impl Failed {
             Kind::Unsupported => "store-unsupported",
             Kind::Refused => "store-refused",
             Kind::Failing => "store-failing",
+            Kind::Certificate => "store-certificate",
+            Kind::Tls => "store-tls",
             Kind::Unreachable => "store-unreachable",
         };
+        let endpoint = inner.options.endpoint.as_deref().unwrap_or("Amazon S3");
         let error = Error::new(code, format!("cannot {doing} in {}", inner.place.url()));
-        let mut detail = match (self.status, &self.store_code) {
-            (Some(status), Some(code)) => format!("The store answered {status} {code}"),
-            (Some(status), None) => format!("The store answered {status}"),
-            (None, _) => "The store did not answer".to_owned(),
+        let mut detail = match (self.kind, self.status, &self.store_code) {
+            (Kind::Certificate, ..) => format!("The certificate of {endpoint} is not accepted"),
+            (Kind::Tls, ..) => format!("TLS with {endpoint} failed"),
+            (_, Some(status), Some(code)) => format!("The store answered {status} {code}"),
+            (_, Some(status), None) => format!("The store answered {status}"),
+            (_, None, _) => "The store did not answer".to_owned(),
         };
         if !self.words.is_empty() {
             detail.push_str(": ");
@@ -307,7 +328,9 @@ impl Failed {
             detail.push_str(&format!(" It was tried {} times in {seconds:.1} s.", self.tries));
         }
         let error = error.detail(detail);
-        let endpoint = inner.options.endpoint.as_deref().unwrap_or("Amazon S3");
+        if let Some(hint) = self.hint {
+            return error.hint(hint);
+        }
         match (self.kind, self.store_code.as_deref()) {
             (Kind::Denied, Some("RequestTimeTooSkewed")) => {
                 error.hint("This host's clock is wrong: correct it, then run the same command again.")
