@@ -455,6 +455,7 @@ fn step(id: &str, title: &str, started_at: Timestamp, started: Instant, detail: 
         error_code: None,
         expected_ms: None,
         limit_ms: None,
+        at_limit: None,
         retries: Vec::new(),
         work_ms: None,
     }
