@@ -270,7 +270,7 @@ fn check_request(drill: &Drill<'_>) -> Result<()> {
     if drill.profile.target == DrillTarget::Bracket && drill.production.is_none() {
         return usage("a drill that makes its own point needs a connection to production".into());
     }
-    manual::check_request(drill)
+    manual::check_confirmed(&drill.profile, &drill.confirmed)
 }
 
 fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {

@@ -307,6 +307,21 @@ pub struct Parts<'a> {
     pub watcher: &'a dyn drill::Watcher,
 }
 
+/// Refuses confirmations that no step of the profile asks for, before anything is done. Error: `drill-usage`.
+pub fn check_confirmed(
+    context: &Context,
+    arguments: &cli::DrillOf,
+    confirmed: &[(String, String)],
+) -> Result<()> {
+    if confirmed.is_empty() {
+        return Ok(());
+    }
+    let configuration = context.configuration()?;
+    let environment = drill_environment::read()?;
+    let name = profile_name(&configuration, arguments.profile.as_deref(), &environment)?;
+    drill::manual::check_confirmed(&configuration.profile(&name)?, confirmed)
+}
+
 /// The cluster that would be drilled.
 pub fn cluster_of<'a>(configuration: &'a Configuration, arguments: &cli::DrillOf) -> Result<&'a Cluster> {
     let environment = drill_environment::read()?;
