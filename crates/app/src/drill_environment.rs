@@ -25,6 +25,8 @@ pub struct DrillEnvironment {
     pub wal_archive: Option<PathBuf>,
     pub target_time: Option<String>,
     pub api_base_url: String,
+    /// For programs of checks alone: nothing of pgproof asks there.
+    pub web_base_url: Option<String>,
     /// `None`: as the profile says.
     pub skip_backup: Option<bool>,
     /// Guards that were looked at, and hold.
@@ -121,6 +123,7 @@ fn of(
             .map(PathBuf::from),
         target_time: set("TARGET_TIME"),
         api_base_url: set("API_BASE_URL").unwrap_or_else(|| API_BASE_URL.to_owned()),
+        web_base_url: set("WEB_BASE_URL"),
         skip_backup,
         guards,
     })
@@ -181,6 +184,7 @@ mod tests {
         assert_eq!(sandbox.environment, "sandbox");
         assert!(sandbox.guards.is_empty());
         assert_eq!(sandbox.api_base_url, "http://localhost:8000");
+        assert_eq!(sandbox.web_base_url, None);
         let staging = with(&STAGING, &[]).expect("consent was given");
         assert_eq!(staging.environment, "staging");
         assert_eq!(staging.guards.len(), 2);
@@ -238,10 +242,12 @@ mod tests {
                 ("SKIP_BACKUP", "true"),
                 ("BASE_BACKUP", "auto"),
                 ("TARGET_TIME", " "),
+                ("WEB_BASE_URL", "http://staging:3000"),
             ],
             &[],
         )
         .expect("understood");
+        assert_eq!(read.web_base_url.as_deref(), Some("http://staging:3000"));
         assert_eq!(
             (read.skip_backup, read.base_backup, read.target_time),
             (Some(true), None, None)

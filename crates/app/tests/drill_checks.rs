@@ -87,7 +87,9 @@ impl Drop for Application {
 
 fn drill(world: &World, profile: &str, base: &str) -> (Ended, Value) {
     let mut command = world.command(&["drill", "run", profile, "--json"]);
-    command.env("API_BASE_URL", base);
+    command
+        .env("API_BASE_URL", base)
+        .env("WEB_BASE_URL", WEB_BASE_URL);
     let output = command.output().expect("the program starts");
     let ended = Ended::of(&output);
     let facts = ended.json();
@@ -101,6 +103,9 @@ fn script(world: &World, name: &str, text: &str) -> String {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
     path.display().to_string()
 }
+
+/// Nobody answers there: programs are told of it, and pgproof itself does not ask.
+const WEB_BASE_URL: &str = "http://web.invalid:3000";
 
 const SECRETS: [&str; 4] = ["client-secret", "note-secret", "mail-secret", "pass-secret"];
 
@@ -142,6 +147,19 @@ fn each_check_sees_what_it_is_for_and_its_broken_twin_fails_with_its_own_code() 
             psql.display(),
             world.scratch().display()
         ),
+    );
+    let bases = script(
+        &world,
+        "bases.sh",
+        &format!(
+            "test \"$API_BASE_URL\" = '{}' || exit 5\ntest \"$WEB_BASE_URL\" = '{WEB_BASE_URL}' || exit 6",
+            application.address
+        ),
+    );
+    let other_base = script(
+        &world,
+        "other_base.sh",
+        "test \"$WEB_BASE_URL\" = http://other.invalid || exit 6",
     );
     let inside = script(
         &world,
@@ -192,6 +210,15 @@ command = ["{smoke}"]
 environment = {{ TOKEN = "pass-secret" }}
 limit = "30 s"
 [[drill.{profile}.check]]
+id = "bases"
+kind = "command"
+command = ["{bases}"]
+[[drill.{profile}.check]]
+id = "other-base"
+kind = "command"
+command = ["{other_base}"]
+environment = {{ WEB_BASE_URL = "http://other.invalid" }}
+[[drill.{profile}.check]]
 id = "tests"
 kind = "junit"
 files = ["{scratch}/results-*.xml"]
@@ -230,6 +257,8 @@ samples = 5
         "healthz",
         "readyz",
         "smoke",
+        "bases",
+        "other-base",
         "tests",
         "p95-healthz",
         "p95-bookings",
@@ -293,12 +322,14 @@ samples = 5
         .flatten()
         .any(|layer| layer["name"] == "mount-namespace" && layer["applied"] == true);
     if hidden {
-        assert_eq!(
-            check_of(&facts, "inside")["result"],
-            "PASS",
-            "{facts:#}\n{}",
-            ended.stderr
-        );
+        for id in ["inside", "bases", "other-base"] {
+            assert_eq!(
+                check_of(&facts, id)["result"],
+                "PASS",
+                "{id}: {facts:#}\n{}",
+                ended.stderr
+            );
+        }
     }
     // The results are those of the drill before: they say nothing about this one.
     assert_eq!(check_of(&facts, "tests")["result"], "COULD NOT LOOK", "{facts:#}");

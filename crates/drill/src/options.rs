@@ -279,6 +279,8 @@ pub struct Drill<'a> {
     pub before: Vec<StepFacts>,
     /// The base of the application's endpoints.
     pub api_base_url: Option<String>,
+    /// The base of the application's pages, for programs of checks.
+    pub web_base_url: Option<String>,
     /// Where the copy lives.
     pub sandbox: SandboxOptions,
     /// Who takes part.

@@ -256,6 +256,7 @@ impl Setup {
             point: self.point.clone(),
             made: None,
             api_base_url: Some(self.environment.api_base_url.clone()),
+            web_base_url: self.environment.web_base_url.clone(),
             backup: self.backup,
             before: self.before.clone(),
             sandbox: SandboxOptions {

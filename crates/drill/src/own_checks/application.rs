@@ -284,8 +284,12 @@ fn variables(run: &Run<'_>, copy: &Copy, database: &str, check: &CommandCheck) -
         ("PGDATABASE".into(), database.to_string()),
         ("PGPROOF_DRILL_ID".into(), run.facts.identity.drill_id.clone()),
     ];
-    if let Some(base) = &run.drill.api_base_url {
-        given.push(("API_BASE_URL".into(), base.clone()));
+    let bases = [
+        ("API_BASE_URL", &run.drill.api_base_url),
+        ("WEB_BASE_URL", &run.drill.web_base_url),
+    ];
+    for (name, base) in bases {
+        given.extend(base.iter().map(|base| (name.to_string(), base.clone())));
     }
     for (name, value) in &check.environment {
         given.retain(|(known, _)| known != name);
