@@ -24,11 +24,18 @@ pub struct DrillEnvironment {
     /// The path of an archive of WAL to import.
     pub wal_archive: Option<PathBuf>,
     pub target_time: Option<String>,
-    pub api_base_url: String,
+    pub application: Application,
     /// `None`: as the profile says.
     pub skip_backup: Option<bool>,
     /// Guards that were looked at, and hold.
     pub guards: Vec<GateFacts>,
+}
+
+impl DrillEnvironment {
+    /// Whether runbooks named an environment.
+    pub fn is_staging(&self) -> bool {
+        self.environment == "staging"
+    }
 }
 
 /// Reads the variables of this process. Errors: `target-env`, `confirm-drill`, `env-file`, `env-file-production`,
@@ -39,19 +46,37 @@ pub fn read() -> Result<DrillEnvironment> {
     })
 }
 
-/// The base of the application's endpoints, for a command that only looks and needs no consent.
-pub fn api_base_url() -> String {
-    let set = std::env::var("API_BASE_URL")
-        .ok()
-        .filter(|value| !value.trim().is_empty());
-    set.unwrap_or_else(|| API_BASE_URL.to_owned())
+/// Where the application is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Application {
+    /// The base of its endpoints.
+    pub api_base_url: String,
+    /// The base of its pages, for programs of checks.
+    pub web_base_url: Option<String>,
+}
+
+/// The application alone, for a command that only looks and needs no consent.
+pub fn application() -> Application {
+    application_of(&|name| std::env::var(name).ok())
+}
+
+fn application_of(variable: &dyn Fn(&str) -> Option<String>) -> Application {
+    Application {
+        api_base_url: set(variable, "API_BASE_URL").unwrap_or_else(|| API_BASE_URL.to_owned()),
+        web_base_url: set(variable, "WEB_BASE_URL"),
+    }
+}
+
+/// A variable that says something.
+fn set(variable: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String> {
+    variable(name).filter(|value| !value.trim().is_empty())
 }
 
 fn of(
     variable: &dyn Fn(&str) -> Option<String>,
     file: &dyn Fn(&Path) -> std::io::Result<String>,
 ) -> Result<DrillEnvironment> {
-    let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+    let set = |name: &str| set(variable, name);
     let mut guards = Vec::new();
     let mut guard = |id: &str, title: &str, limit: &str, actual: String| {
         guards.push(GateFacts {
@@ -128,7 +153,7 @@ fn of(
             .filter(|value| value != "auto")
             .map(PathBuf::from),
         target_time: set("TARGET_TIME"),
-        api_base_url: set("API_BASE_URL").unwrap_or_else(|| API_BASE_URL.to_owned()),
+        application: application_of(variable),
         skip_backup,
         guards,
     })
@@ -188,7 +213,8 @@ mod tests {
         let sandbox = with(&[], &[(".env", "APP_ENV=prod")]).expect("a sandbox");
         assert_eq!(sandbox.environment, "sandbox");
         assert!(sandbox.guards.is_empty());
-        assert_eq!(sandbox.api_base_url, "http://localhost:8000");
+        assert_eq!(sandbox.application.api_base_url, "http://localhost:8000");
+        assert_eq!(sandbox.application.web_base_url, None);
         let staging = with(&STAGING, &[]).expect("consent was given");
         assert_eq!(staging.environment, "staging");
         assert_eq!(staging.guards.len(), 2);
@@ -246,10 +272,15 @@ mod tests {
                 ("SKIP_BACKUP", "true"),
                 ("BASE_BACKUP", "auto"),
                 ("TARGET_TIME", " "),
+                ("WEB_BASE_URL", "http://staging:3000"),
             ],
             &[],
         )
         .expect("understood");
+        assert_eq!(
+            read.application.web_base_url.as_deref(),
+            Some("http://staging:3000")
+        );
         assert_eq!(
             (read.skip_backup, read.base_backup, read.target_time),
             (Some(true), None, None)

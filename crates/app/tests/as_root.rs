@@ -1,5 +1,6 @@
-//! Root restores a server of another account, whose configuration lies outside of the data directory (as Debian has it):
-//! every file is that account's, and the server starts with what was put there.
+//! What root does for a server of another account: it restores one whose configuration lies outside of the data directory
+//! (as Debian has it), where every file is that account's and the server starts with what was put there; and it signs a
+//! drill with a key that it alone can read.
 
 mod support;
 
@@ -9,7 +10,7 @@ use std::process::Command;
 
 use cluster::StopMode;
 use serde_json::Value;
-use support::World;
+use support::{Ended, World};
 
 #[test]
 fn root_restores_for_the_servers_account_with_configuration_from_outside() {
@@ -100,6 +101,113 @@ fn root_restores_for_the_servers_account_with_configuration_from_outside() {
     let server = world.start_restored(&into);
     assert_eq!(testing::row_digest(&server.conninfo()).expect("digest"), expected);
     server.stop();
+}
+
+#[test]
+fn root_signs_the_drill_of_a_servers_account_with_a_key_that_root_alone_can_read() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!(
+            "SKIPPED: root_signs_the_drill_of_a_servers_account_with_a_key_that_root_alone_can_read needs root"
+        );
+        return;
+    }
+    let Some(world) =
+        World::start("root_signs_the_drill_of_a_servers_account_with_a_key_that_root_alone_can_read")
+    else {
+        return;
+    };
+    let (uid, gid) = testing::account().expect("account");
+    world
+        .session()
+        .execute("create table public.orders as select n from generate_series(1, 1000) n")
+        .expect("a table");
+    world.json(&["backup"]);
+    let keys = world.scratch().join("keys-of-root");
+    std::fs::create_dir(&keys).expect("folder");
+    std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o700)).expect("mode");
+    let reports = world.scratch().join("reports");
+    let copies = world.production.scratch().subfolder("copies").expect("folder");
+    let root = |arguments: &[&str]| {
+        let output = Command::new(world.binary())
+            .arg("--config")
+            .arg(world.scratch().join("pgproof.toml"))
+            .args(arguments)
+            .arg("--json")
+            .env("DRILL_REPORT_DIR", &reports)
+            .current_dir(&keys)
+            .output()
+            .expect("the program starts");
+        Ended::of(&output)
+    };
+    let made = root(&["key", "signing-new", "ada"]).ok().json();
+    assert_eq!(made["added"], true, "{made:#}");
+    let key = keys.join("ada.signing-key");
+    let metadata = std::fs::metadata(&key).expect("the key");
+    assert_eq!((metadata.uid(), metadata.mode() & 0o777), (0, 0o600));
+
+    // A key that nobody vouches for is refused before anything is done.
+    let strange = keys.join("strange.signing-key");
+    root(&["key", "signing-new", "eve"]).ok();
+    std::fs::rename(keys.join("eve.signing-key"), &strange).expect("rename");
+    let configuration = world.scratch().join("pgproof.toml");
+    let text = std::fs::read_to_string(&configuration).expect("configuration");
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("eve = ")).collect();
+    assert_eq!(without.len() + 1, text.lines().count(), "{text}");
+    support::overwrite(&configuration, (without.join("\n") + "\n").as_bytes());
+    support::give_to_account(&configuration);
+    let directory = copies.display().to_string();
+    let run = |key: &Path| {
+        let key = key.display().to_string();
+        let arguments = ["drill", "run", "--sign-key", &key, "--directory", &directory];
+        root(&arguments)
+    };
+    let refused = run(&strange);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(!reports.exists(), "nothing was done: {}", refused.stderr);
+
+    let ended = run(&key);
+    let facts = ended.json();
+    assert_eq!(
+        (ended.code, facts["verdict"].as_str()),
+        (0, Some(world.sound_verdict())),
+        "{facts:#}\n{}",
+        ended.stderr
+    );
+    assert!(!ended.stderr.contains("not signed"), "{}", ended.stderr);
+    let drill = facts["identity"]["drill_id"].as_str().expect("an id");
+    let seen = world.json(&["drill", "audit", drill]);
+    let signature = &seen["signatures"][0];
+    assert_eq!(
+        (signature["signer"].as_str(), signature["role"].as_str()),
+        (Some("ada"), Some("operator")),
+        "{seen:#}"
+    );
+    assert_eq!(signature["vouched"], true, "{seen:#}");
+    // What was written is the account's; the key went nowhere.
+    everything_belongs_to(&reports, uid, gid);
+    everything_belongs_to(&world.repository(), uid, gid);
+    let text = std::fs::read_to_string(&key).expect("the key");
+    // Tag, digits, checksum.
+    let secret = text.split_whitespace().rev().nth(1).expect("its digits");
+    assert!(secret.len() > 30, "{} characters", secret.len());
+    holds_nowhere(&reports, secret);
+    holds_nowhere(&world.repository(), secret);
+    assert!(!ended.stdout.contains(secret) && !ended.stderr.contains(secret));
+}
+
+fn holds_nowhere(folder: &Path, secret: &str) {
+    for entry in std::fs::read_dir(folder).expect("folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            holds_nowhere(&path, secret);
+        } else {
+            let bytes = std::fs::read(&path).expect("a file");
+            let found = bytes
+                .windows(secret.len())
+                .any(|window| window == secret.as_bytes());
+            assert!(!found, "{} holds the key", path.display());
+        }
+    }
 }
 
 /// What an operator does with the captured file: the generated one lets in the server's own account alone.

@@ -22,12 +22,17 @@ const TABLES: &str = "
 
 fn drill(world: &World, profile: &str, base: &str) -> (Ended, Value) {
     let mut command = world.command(&["drill", "run", profile, "--json"]);
-    command.env("API_BASE_URL", base);
+    command
+        .env("API_BASE_URL", base)
+        .env("WEB_BASE_URL", WEB_BASE_URL);
     let output = command.output().expect("the program starts");
     let ended = Ended::of(&output);
     let facts = ended.json();
     (ended, facts)
 }
+
+/// Nobody answers there: programs are told of it, and pgproof itself does not ask.
+const WEB_BASE_URL: &str = "http://web.invalid:3000";
 
 const SECRETS: [&str; 4] = ["client-secret", "note-secret", "mail-secret", "pass-secret"];
 
@@ -69,6 +74,19 @@ fn each_check_sees_what_it_is_for_and_its_broken_twin_fails_with_its_own_code() 
             psql.display(),
             world.scratch().display()
         ),
+    );
+    let bases = script(
+        &world,
+        "bases.sh",
+        &format!(
+            "test \"$API_BASE_URL\" = '{}' || exit 5\ntest \"$WEB_BASE_URL\" = '{WEB_BASE_URL}' || exit 6",
+            application.address
+        ),
+    );
+    let other_base = script(
+        &world,
+        "other_base.sh",
+        "test \"$WEB_BASE_URL\" = http://other.invalid || exit 6",
     );
     let inside = script(
         &world,
@@ -119,6 +137,15 @@ command = ["{smoke}"]
 environment = {{ TOKEN = "pass-secret" }}
 limit = "30 s"
 [[drill.{profile}.check]]
+id = "bases"
+kind = "command"
+command = ["{bases}"]
+[[drill.{profile}.check]]
+id = "other-base"
+kind = "command"
+command = ["{other_base}"]
+environment = {{ WEB_BASE_URL = "http://other.invalid" }}
+[[drill.{profile}.check]]
 id = "tests"
 kind = "junit"
 files = ["{scratch}/results-*.xml"]
@@ -157,6 +184,8 @@ samples = 5
         "healthz",
         "readyz",
         "smoke",
+        "bases",
+        "other-base",
         "tests",
         "p95-healthz",
         "p95-bookings",
@@ -220,12 +249,14 @@ samples = 5
         .flatten()
         .any(|layer| layer["name"] == "mount-namespace" && layer["applied"] == true);
     if hidden {
-        assert_eq!(
-            check_of(&facts, "inside")["result"],
-            "PASS",
-            "{facts:#}\n{}",
-            ended.stderr
-        );
+        for id in ["inside", "bases", "other-base"] {
+            assert_eq!(
+                check_of(&facts, id)["result"],
+                "PASS",
+                "{id}: {facts:#}\n{}",
+                ended.stderr
+            );
+        }
     }
     // The results are those of the drill before: they say nothing about this one.
     assert_eq!(check_of(&facts, "tests")["result"], "COULD NOT LOOK", "{facts:#}");

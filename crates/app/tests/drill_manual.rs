@@ -268,6 +268,59 @@ fn nobody_within_the_limit_makes_a_required_step_inconclusive_unless_it_was_conf
 }
 
 #[test]
+fn a_wrong_confirmation_is_refused_before_the_backup_that_a_drill_makes_first() {
+    let Some((world, copies)) =
+        world("a_wrong_confirmation_is_refused_before_the_backup_that_a_drill_makes_first")
+    else {
+        return;
+    };
+    configure(
+        &world,
+        r#"
+[drill.first]
+backup_first = true
+checks = []
+[[drill.first.manual]]
+id = "window"
+title = "A maintenance window is agreed"
+when = "before"
+required = true
+limit = "60 s"
+"#,
+    );
+    let directory = copies.display().to_string();
+    let run = |confirmed: &[&str]| {
+        let mut all = vec!["drill", "run", "first", "--json", "--directory", &directory];
+        for confirmed in confirmed {
+            all.extend(["--confirm", confirmed]);
+        }
+        world.run(&all)
+    };
+    let count = || world.json(&["list"])["backups"].as_array().map_or(0, Vec::len);
+    for wrong in [
+        &["windows=Ann"][..],
+        &["window="],
+        &["window=A\u{1b}[2Jnn"],
+        &["window=Ann", "window=Bob"],
+        &["window=Ann", "told=Bob"],
+    ] {
+        let ended = run(wrong);
+        assert_eq!(ended.code, 2, "{wrong:?}: {}", ended.stderr);
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(said.contains("drill-usage"), "{wrong:?}: {said}");
+        assert_eq!(count(), 1, "{wrong:?}: nothing was backed up for it");
+        assert!(
+            !world.scratch().join("ops").exists(),
+            "{wrong:?}: no report was begun"
+        );
+    }
+    let ended = run(&["window=Ann"]);
+    let facts = ended.json();
+    assert_eq!((ended.code, count()), (0, 2), "{facts:#}\n{}", ended.stderr);
+    assert_eq!(by_hand(&facts, "window")["by"], "Ann");
+}
+
+#[test]
 fn a_drill_that_waits_for_people_is_ended_by_abort() {
     let Some((world, copies)) = world("a_drill_that_waits_for_people_is_ended_by_abort") else {
         return;

@@ -17,7 +17,10 @@ const TABLES: &str = "
 
 fn verify(world: &World, profile: &str, server: &[&str], base: &str) -> (i32, Value) {
     let mut command = world.command(&["drill", "verify", profile, "--json"]);
-    command.args(server).env("API_BASE_URL", base);
+    command
+        .args(server)
+        .env("API_BASE_URL", base)
+        .env("WEB_BASE_URL", "http://web.invalid:3000");
     let ended = Ended::of(&command.output().expect("the program starts"));
     assert!(!ended.stdout.contains("secret"), "{}", ended.stdout);
     (ended.code, ended.json())
@@ -46,6 +49,7 @@ fn a_restored_server_is_verified_where_it_stands_and_its_broken_twins_fail() {
         "smoke.sh",
         &format!(
             "test \"$API_BASE_URL\" = {} || exit 9\n\
+             test \"$WEB_BASE_URL\" = http://web.invalid:3000 || exit 6\n\
              n=$({} -XAtc 'select count(*) from bookings') || exit 8\n\
              test \"$n\" = 500 || exit 7",
             application.address,

@@ -5,6 +5,7 @@
 use diagnostic::Error;
 
 use crate::facts::{Failure, FailureKind};
+use crate::rows::aborted;
 use crate::server_error::texts;
 use crate::verdict::code;
 
@@ -68,6 +69,26 @@ pub fn failure(step: &str, error: &Error) -> Failure {
     }
 }
 
+/// The failure of a step that was told to end: whatever error that made, somebody ended it. What is wrong with the
+/// recovery stays what it is; that its server is gone is our own doing.
+pub fn of_ended(failure: Failure) -> Failure {
+    let own_doing = failure.code == code::SERVER_ENDED;
+    if failure.kind != FailureKind::CouldNotLook && !own_doing {
+        return failure;
+    }
+    Failure {
+        kind: FailureKind::Aborted,
+        code: code::ABORTED.into(),
+        detail: Some(format!(
+            "Its last words: {}.",
+            failure.message.trim_end_matches('.')
+        )),
+        message: aborted().message().into(),
+        hint: None,
+        ..failure
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +124,25 @@ mod tests {
         ] {
             assert_eq!(classify(&Error::new(given, "x")), expected, "{given}");
         }
+    }
+
+    #[test]
+    fn a_drill_that_was_ended_is_aborted_whatever_error_that_made_and_a_finding_stays_one() {
+        let of = |code: &'static str| of_ended(failure("recover", &Error::new(code, "it is gone.")));
+        for consequence in [
+            "connection-lost",
+            "restore-stopped",
+            "server-unreachable",
+            "server-ended",
+        ] {
+            let ended = of(consequence);
+            assert_eq!(
+                (ended.kind, ended.code.as_str(), ended.error_code.as_str()),
+                (FailureKind::Aborted, code::ABORTED, consequence)
+            );
+            assert_eq!(ended.detail.as_deref(), Some("Its last words: it is gone."));
+        }
+        assert_eq!(of("drill-aborted").detail, None, "there is nothing to add");
+        assert_eq!(of("object-damaged").kind, FailureKind::Finding);
     }
 }

@@ -39,6 +39,8 @@ const POLL: Duration = Duration::from_millis(20);
 const LOG_BYTES_MAX: u64 = 4 << 20;
 /// How long the copy's server may take to stop or to be promoted.
 const STOP_LIMIT: Duration = Duration::from_secs(300);
+/// How long it may take to end at once.
+const END_LIMIT: Duration = Duration::from_secs(20);
 /// How each drill's folder begins.
 const FOLDER_PREFIX: &str = "pgproof-drill-";
 /// How many drills may begin within one second below one folder.
@@ -127,7 +129,7 @@ impl CopyFolder {
             }
             Lock::None(error) => return Err(folder_error("open the lock in", &path, &error)),
         };
-        stop_servers(&path)?;
+        stop_servers(&path, STOP_LIMIT)?;
         remove_if_there(&path.join(ABORT_NAME))?;
         Ok(CopyFolder { path, _lock: lock })
     }
@@ -135,6 +137,12 @@ impl CopyFolder {
     /// Whether somebody has asked this drill to end.
     pub fn is_to_end(&self) -> bool {
         self.path.join(ABORT_NAME).exists()
+    }
+
+    /// Ends the servers of this drill's copies, and with them every statement that somebody waits for. What cannot be
+    /// ended now is met again when the copy is removed.
+    pub(crate) fn end_servers(&self) {
+        let _ = stop_servers(&self.path, END_LIMIT);
     }
 
     /// Tells later drills to leave the folder alone. What a drill is taken up from goes, and with it the keys of the row
@@ -219,11 +227,11 @@ fn is_held(folder: &Path) -> bool {
     matches!(lock_of(folder), Lock::Held)
 }
 
-/// Stops the servers that a killed drill left in its folder.
-fn stop_servers(folder: &Path) -> Result<()> {
+/// Stops the servers in a drill's folder at once; `limit`: then they are killed.
+fn stop_servers(folder: &Path, limit: Duration) -> Result<()> {
     for data in [folder.join("data"), folder.join(SECOND).join("data")] {
         if data.exists() {
-            Instance::stop_leftover(&data, STOP_LIMIT)?;
+            Instance::stop_leftover(&data, limit)?;
         }
     }
     Ok(())
@@ -255,7 +263,7 @@ pub fn remove_leftovers(parent: &Path) -> Result<Vec<String>> {
         let Lock::Free(_lock) = lock_of(&path) else {
             continue;
         };
-        stop_servers(&path)?;
+        stop_servers(&path, STOP_LIMIT)?;
         std::fs::remove_dir_all(&path).map_err(|error| folder_error("remove", &path, &error))?;
         removed.push(format!("{FOLDER_PREFIX}{drill}"));
     }
@@ -457,7 +465,11 @@ impl Copy {
                 }
             }
             if !running {
-                return Err(self.ended(&log));
+                // A drill that is ended has its server stopped.
+                return Err(match abort.load(Ordering::Relaxed) {
+                    true => aborted(),
+                    false => self.ended(&log),
+                });
             }
             if let Some(cause) =
                 log::cause(&log).filter(|cause| cause.code == code::PAUSED_BY_PARAMETER_CHANGE)

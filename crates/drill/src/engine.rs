@@ -1,9 +1,9 @@
 //! A drill as a list of steps, from the first look at production to the evidence.
 //!
 //! Invariants: each step is recorded with its times, however it ends; a step that fails ends the drill, and
-//! what it says becomes a finding or a doubt, never a silent gap; the copy is stopped and removed in every
-//! case; the evidence is written in every case, and the verdict in it is the one that [`judge`] gives for the
-//! facts in it.
+//! what it says becomes a finding or a doubt, never a silent gap; so does a step that is over its limit, whatever it
+//! was just doing; the copy is stopped and removed in every case; the evidence is written in every case, and the
+//! verdict in it is the one that [`judge`] gives for the facts in it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,13 +30,12 @@ use crate::objectives;
 use crate::options::{Documents, Drill, DrillTarget, Profile};
 use crate::perform;
 use crate::point::MadePoint;
+use crate::profile::length;
 use crate::resume;
 use crate::rows::aborted;
 use crate::server_error::texts;
+use crate::step_limits::{self, Ending, StepClock};
 use crate::verdict::{Verdict, code, judge};
-
-/// Between two looks at whether the drill is to end.
-const POLL: Duration = Duration::from_millis(100);
 
 /// A drill that has ended, however it ended.
 #[derive(Debug, Clone)]
@@ -80,6 +79,8 @@ pub(crate) struct Run<'a> {
     pub earlier: Vec<EarlierDrill>,
     /// What of the step that runs now went to the recovery and to the checks' reading.
     work: Duration,
+    /// The limit of the step that runs now.
+    clock: Arc<StepClock>,
     /// When `drill-started` was, by the monotonic clock.
     started: Instant,
     /// Everything that was told while it ran, with times.
@@ -107,6 +108,8 @@ pub fn run(drill: &Drill<'_>) -> Result<Outcome> {
 /// The same without a verdict, and without evidence.
 pub(crate) fn conduct(drill: &Drill<'_>) -> Result<Conducted> {
     check_request(drill)?;
+    let (asked, to_end) = (drill.abort, own_flag(drill));
+    let drill = &with_flag(drill, &to_end);
     let started_at = unused_moment(drill)?;
     let mut run = Run::new(drill, blank(drill, started_at));
     run.mark_at("drill-started", started_at);
@@ -117,7 +120,20 @@ pub(crate) fn conduct(drill: &Drill<'_>) -> Result<Conducted> {
         folder.remove()?;
         return Err(error);
     }
-    Ok(carry_out(run, &folder, perform::perform))
+    Ok(carry_out(run, &folder, asked, perform::perform))
+}
+
+/// What the steps of one run look at to know whether they are to end. Another run of the same process goes on when one
+/// ends at a limit.
+fn own_flag(drill: &Drill<'_>) -> AtomicBool {
+    AtomicBool::new(drill.abort.load(Ordering::Relaxed))
+}
+
+fn with_flag<'a>(drill: &Drill<'a>, to_end: &'a AtomicBool) -> Drill<'a> {
+    Drill {
+        abort: to_end,
+        ..drill.clone()
+    }
 }
 
 /// Takes up a drill again that was interrupted, in the folder of its copy. Its evidence is that of one drill, and names the
@@ -125,6 +141,8 @@ pub(crate) fn conduct(drill: &Drill<'_>) -> Result<Conducted> {
 pub fn take_up(drill: &Drill<'_>, folder: &Path) -> Result<Outcome> {
     let folder = CopyFolder::take_over(folder)?;
     let saved = resume::read(&folder.path)?;
+    let to_end = own_flag(drill);
+    let own = with_flag(drill, &to_end);
     let mut run = Run {
         archive_before: saved.archive_before,
         archive_of: saved.archive_of,
@@ -132,7 +150,7 @@ pub fn take_up(drill: &Drill<'_>, folder: &Path) -> Result<Outcome> {
         before: saved.before,
         loss_unknown: saved.loss_unknown,
         log: saved.log,
-        ..Run::new(drill, saved.facts)
+        ..Run::new(&own, saved.facts)
     };
     run.steps_total += 1;
     // Another process's monotonic clock says nothing here: from now on the wall clock counts.
@@ -145,50 +163,44 @@ pub fn take_up(drill: &Drill<'_>, folder: &Path) -> Result<Outcome> {
     });
     let (plan, restored) = (saved.plan, saved.restored);
     let (point, key) = (saved.point, Arc::new(saved.key));
-    let conducted = carry_out(run, &folder, |run, folder, slot| {
+    let conducted = carry_out(run, &folder, drill.abort, |run, folder, slot| {
         perform::go_on(run, folder, slot, plan, point, key, restored)
     });
     finish(drill, conducted, Vec::new())
 }
 
-/// Makes the steps, cleans up after them, and completes the facts.
+/// Makes the steps, cleans up after them, and completes the facts. `asked`: set by whoever stops the drill from outside.
 fn carry_out<'a>(
     mut run: Run<'a>,
     folder: &CopyFolder,
+    asked: &AtomicBool,
     steps: impl FnOnce(&mut Run<'a>, &CopyFolder, &mut Option<Copy>) -> Result<(), Ended>,
 ) -> Conducted {
     let drill = run.drill;
-    let ended = AtomicBool::new(false);
-    let mut waits = false;
-    std::thread::scope(|scope| {
-        // `drill abort` asks through the folder.
-        scope.spawn(|| {
-            while !ended.load(Ordering::Relaxed) {
-                if folder.is_to_end() {
-                    drill.abort.store(true, Ordering::Relaxed);
-                    return;
-                }
-                std::thread::sleep(POLL);
-            }
-        });
+    let clock = Arc::clone(&run.clock);
+    let ending = Ending::new(folder, asked, drill.abort, &clock, drill.watcher);
+    let finished_at = std::thread::scope(|scope| {
+        scope.spawn(|| ending.watch());
+        let _until = ending.until();
         let mut copy = None;
         // Whatever ended it stands in the facts.
         let _ = steps(&mut run, folder, &mut copy);
-        ended.store(true, Ordering::Relaxed);
-        waits = run.waits_afterwards();
+        ending.steps_are_over();
+        let waits = run.waits_afterwards();
         run.tear_down(folder, copy);
-    });
-    run.compare_archive();
-    let mut finished_at = (drill.clock)();
-    run.mark_at("drill-finished", finished_at);
-    if waits {
+        run.compare_archive();
+        let finished_at = (drill.clock)();
+        run.mark_at("drill-finished", finished_at);
+        if !waits {
+            return finished_at;
+        }
         if run.waits_afterwards() {
             // That it was ended meanwhile stands in the facts.
             let _ = manual::wait(&mut run, folder, ManualWhen::After, None);
         }
         run.remove_folder(folder);
-        finished_at = (drill.clock)();
-    }
+        (drill.clock)()
+    });
     run.complete_checks();
     run.facts.limits = limits(&run.facts);
     run.facts.finished_at = Some(finished_at);
@@ -258,7 +270,7 @@ fn check_request(drill: &Drill<'_>) -> Result<()> {
     if drill.profile.target == DrillTarget::Bracket && drill.production.is_none() {
         return usage("a drill that makes its own point needs a connection to production".into());
     }
-    manual::check_request(drill)
+    manual::check_confirmed(&drill.profile, &drill.confirmed)
 }
 
 fn blank(drill: &Drill<'_>, started_at: jiff::Timestamp) -> Facts {
@@ -419,6 +431,7 @@ impl<'a> Run<'a> {
             // That nothing can be learnt from them is no reason not to drill.
             earlier: forecast::load(drill.repository).unwrap_or_default(),
             work: Duration::ZERO,
+            clock: Arc::default(),
             started: Instant::now(),
             log: Vec::new(),
             steps_total: drill.before.len() + perform::steps_of(&drill.profile).len(),
@@ -525,7 +538,19 @@ impl Run<'_> {
             expected.map(Duration::from_millis),
         );
         self.keep_line(&format!("step {number} {id}: {title}"));
+        if let Some(limit) = limit {
+            let words = match step_limits::meaning(id) {
+                Some(_) => "it is ended after",
+                None => "its limit is",
+            };
+            self.note(&format!("{words} {}", length(Duration::from_millis(limit))));
+        }
         (expected, limit)
+    }
+
+    /// Whether there is no time left: somebody asked the drill to end, or the step is over its limit.
+    pub fn is_to_end(&self) -> bool {
+        self.drill.abort.load(Ordering::Relaxed) || self.clock.is_over()
     }
 
     /// Does what the step is for: the recovery itself, or what a check reads. What else a step takes is the engine's own.
@@ -558,6 +583,7 @@ impl Run<'_> {
         body: impl FnOnce(&mut Self) -> Result<(T, String)>,
     ) -> Result<T, Ended> {
         let (expected_ms, limit_ms) = self.announce(id, title);
+        let at_limit = limit_ms.and_then(|_| step_limits::meaning(id));
         let started_at = (self.drill.clock)();
         let started = Instant::now();
         let at = self.facts.steps.len();
@@ -571,45 +597,50 @@ impl Run<'_> {
             error_code: None,
             expected_ms,
             limit_ms,
+            at_limit,
             retries: Vec::new(),
             work_ms: None,
         });
         self.work = Duration::ZERO;
+        self.clock.start(started, limit_ms.filter(|_| at_limit.is_some()));
         let result = body(self);
+        let (duration_ms, is_over) = self.clock.stop(started);
         let work_ms = Some(self.work.as_millis() as u64);
-        let duration_ms = started.elapsed().as_millis() as u64;
         let mut entry = self.facts.steps.get_mut(at);
         if let Some(entry) = &mut entry {
             entry.duration_ms = duration_ms;
             entry.work_ms = work_ms;
         }
-        match result {
-            Ok((value, detail)) => {
+        let error = match result {
+            Ok((value, detail)) if !is_over => {
                 let line = format!("{id} done in {duration_ms} ms: {detail}");
                 if let Some(entry) = entry {
                     entry.outcome = StepOutcome::Done;
                     entry.detail = Some(detail).filter(|detail| !detail.is_empty());
                 }
                 self.keep_line(&line);
-                Ok(value)
+                return Ok(value);
             }
-            Err(error) => {
-                if let Some(entry) = entry {
-                    entry.detail = Some(texts(&error).0);
-                    entry.error_code = Some(error.code().into());
-                }
-                let line = format!(
-                    "{id} failed after {duration_ms} ms: error[{}]: {}",
-                    error.code(),
-                    texts(&error).0
-                );
-                self.keep_line(&line);
-                self.facts
-                    .failure
-                    .get_or_insert_with(|| classify::failure(id, &error));
-                Err(Ended)
-            }
+            result => result.err(),
+        };
+        let to_end = self.drill.abort.load(Ordering::Relaxed);
+        let failure = match (&error, &entry, at_limit) {
+            (error, Some(entry), Some(kind)) if is_over => step_limits::failure(entry, kind, error.as_ref()),
+            (Some(error), _, _) if to_end => classify::of_ended(classify::failure(id, error)),
+            (Some(error), _, _) => classify::failure(id, error),
+            // Done, and in time: that was above.
+            (None, _, _) => return Err(Ended),
+        };
+        if let Some(entry) = entry {
+            entry.detail = Some(failure.message.clone());
+            entry.error_code = Some(failure.error_code.clone());
         }
+        self.keep_line(&format!(
+            "{id} failed after {duration_ms} ms: error[{}]: {}",
+            failure.error_code, failure.message
+        ));
+        self.facts.failure.get_or_insert(failure);
+        Err(Ended)
     }
 
     /// Records a step that this drill has no use for.
@@ -624,6 +655,7 @@ impl Run<'_> {
             error_code: None,
             expected_ms: None,
             limit_ms: None,
+            at_limit: None,
             retries: Vec::new(),
             work_ms: None,
         });
@@ -683,6 +715,7 @@ impl Run<'_> {
             error_code: None,
             expected_ms,
             limit_ms,
+            at_limit: None,
             retries: Vec::new(),
             work_ms: Some(0),
         });

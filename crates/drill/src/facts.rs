@@ -342,6 +342,9 @@ pub struct StepFacts {
     /// The time that it is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_ms: Option<u64>,
+    /// What it means for the drill that more was taken. Absent: an observation, and so it was in older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_limit: Option<FailureKind>,
     /// Tries that failed before the last one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retries: Vec<RetryFacts>,
@@ -352,6 +355,11 @@ pub struct StepFacts {
 }
 
 impl StepFacts {
+    /// Milliseconds that it is given, if it took more.
+    pub fn exceeded_limit_ms(&self) -> Option<u64> {
+        self.limit_ms.filter(|limit| self.duration_ms > *limit)
+    }
+
     /// Milliseconds that the engine took for itself.
     pub fn own_ms(&self) -> Option<u64> {
         Some(self.duration_ms.saturating_sub(self.work_ms?))

@@ -54,6 +54,7 @@ pub mod signing;
 pub mod snapshot;
 mod soundness;
 pub mod standing;
+pub mod step_limits;
 mod stops;
 pub mod user_checks;
 pub mod verdict;

@@ -156,19 +156,19 @@ pub(crate) fn blank(profile: &Profile) -> Vec<ManualFacts> {
     profile.manual.iter().map(facts).collect()
 }
 
-/// Refuses confirmations beforehand that no step asks for. Error: `drill-usage`.
-pub(crate) fn check_request(drill: &Drill<'_>) -> Result<()> {
-    for (at, (id, name)) in drill.confirmed.iter().enumerate() {
-        let twice = drill.confirmed[..at].iter().any(|(other, _)| other == id);
-        let wrong = match drill.profile.manual.iter().any(|step| step.id == *id) {
+/// Refuses confirmations beforehand, ids and names, that no step of the profile asks for. Error: `drill-usage`.
+pub fn check_confirmed(profile: &Profile, confirmed: &[(String, String)]) -> Result<()> {
+    for (at, (id, name)) in confirmed.iter().enumerate() {
+        let twice = confirmed[..at].iter().any(|(other, _)| other == id);
+        let wrong = match profile.manual.iter().any(|step| step.id == *id) {
             _ if twice => Some("it is confirmed twice".to_owned()),
             true => one_line(name, NAME_CHARACTERS_MAX)
                 .err()
                 .map(|why| format!("the name {why}")),
-            false => Some(format!("the profile \"{}\" has no such step", drill.profile.name)),
+            false => Some(format!("the profile \"{}\" has no such step", profile.name)),
         };
         if let Some(why) = wrong {
-            let ids: Vec<&str> = drill.profile.manual.iter().map(|step| step.id.as_str()).collect();
+            let ids: Vec<&str> = profile.manual.iter().map(|step| step.id.as_str()).collect();
             let error = Error::usage("drill-usage", format!("step {id:?} cannot be confirmed: {why}"));
             return Err(match ids.as_slice() {
                 [] => error,

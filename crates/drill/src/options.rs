@@ -89,7 +89,7 @@ pub struct Profile {
     pub backup_first: bool,
     /// How often the restore is tried.
     pub restore_tries: u32,
-    /// Time limits of steps, by id.
+    /// Time limits of steps, by id; see [`crate::step_limits::meaning`].
     pub step_limits: BTreeMap<String, Duration>,
     /// How long a segment may take until it is in the repository.
     pub archive_timeout: Duration,
@@ -279,6 +279,8 @@ pub struct Drill<'a> {
     pub before: Vec<StepFacts>,
     /// The base of the application's endpoints.
     pub api_base_url: Option<String>,
+    /// The base of the application's pages, for programs of checks.
+    pub web_base_url: Option<String>,
     /// Where the copy lives.
     pub sandbox: SandboxOptions,
     /// Who takes part.
@@ -303,7 +305,8 @@ pub struct Drill<'a> {
     pub report_directory: Option<PathBuf>,
     /// Faults to plant.
     pub faults: Vec<Fault>,
-    /// Set from outside to stop the drill between two steps and in its waits.
+    /// Set from outside to stop the drill. Its steps get a flag of their own in this place, which is set too when a step
+    /// is over its limit.
     pub abort: &'a AtomicBool,
     /// Who watches.
     pub watcher: &'a dyn Watcher,

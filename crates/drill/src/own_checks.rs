@@ -69,6 +69,8 @@ pub(crate) struct Ground<'a> {
     pub id: &'a str,
     /// The base of the application's endpoints.
     pub api_base_url: Option<&'a str>,
+    /// The base of the application's pages, for programs.
+    pub web_base_url: Option<&'a str>,
     /// What endpoints answered before anything was restored, by check.
     pub before: &'a BTreeMap<String, HttpSeen>,
     pub clock: &'a dyn Fn() -> Timestamp,
@@ -87,6 +89,7 @@ impl<'a> Ground<'a> {
             began_at: run.facts.started_at,
             id: &run.facts.identity.drill_id,
             api_base_url: run.drill.api_base_url.as_deref(),
+            web_base_url: run.drill.web_base_url.as_deref(),
             before: &run.before,
             clock: run.drill.clock,
             abort: run.drill.abort,

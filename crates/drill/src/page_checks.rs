@@ -72,7 +72,7 @@ pub fn check_pages(
             }
             let next = queue.lock().ok().and_then(|mut queue| queue.pop_front());
             let Some(entry) = next else { return Ok(()) };
-            let one = check_file(entry, relation_segment_blocks, &mut buffer)?;
+            let one = check_file(entry, relation_segment_blocks, &mut buffer, abort)?;
             if let Ok(mut found) = found.lock() {
                 found.pages += one.pages;
                 found.new_pages += one.new_pages;
@@ -97,7 +97,12 @@ pub fn check_pages(
     Ok(found.into_inner().unwrap_or_default())
 }
 
-fn check_file(entry: &Entry, relation_segment_blocks: u32, buffer: &mut [u8]) -> Result<PageCheck> {
+fn check_file(
+    entry: &Entry,
+    relation_segment_blocks: u32,
+    buffer: &mut [u8],
+    abort: &AtomicBool,
+) -> Result<PageCheck> {
     let mut check = PageCheck::default();
     let segment = entry.relation.as_ref().map_or(0, |relation| relation.segment);
     let first = segment.wrapping_mul(relation_segment_blocks);
@@ -111,6 +116,9 @@ fn check_file(entry: &Entry, relation_segment_blocks: u32, buffer: &mut [u8]) ->
     let mut file = File::open(&entry.absolute).map_err(|error| unreadable(&error))?;
     let mut block = first;
     loop {
+        if abort.load(Ordering::Relaxed) {
+            return Err(aborted());
+        }
         let filled = fill(&mut file, buffer).map_err(|error| unreadable(&error))?;
         let Some(bytes) = buffer.get(..filled) else { break };
         for page in bytes.chunks(BLOCK_SIZE) {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use diagnostic::{Error, Result};
@@ -740,6 +740,7 @@ fn histories(run: &mut Run<'_>, archive: &Archive, backups: &[Backup]) -> Result
 /// Passes the progress of a restore on.
 struct RestoreProgress<'a> {
     watcher: &'a dyn Watcher,
+    abort: &'a AtomicBool,
     bytes: std::sync::atomic::AtomicU64,
     total: u64,
 }
@@ -748,6 +749,10 @@ impl restore::Progress for RestoreProgress<'_> {
     fn advance(&self, bytes: u64, _files: u64) {
         let before = self.bytes.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
         self.watcher.advance(before + bytes, Some(self.total), "bytes");
+    }
+
+    fn is_to_stop(&self) -> bool {
+        self.abort.load(Ordering::Relaxed)
     }
 }
 
@@ -770,7 +775,8 @@ fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
             Ok(result) => break result,
             Err(error) => error,
         };
-        if done >= tries || drill.abort.load(Ordering::Relaxed) {
+        // The limit of the step is that of all tries together.
+        if done >= tries || run.is_to_end() {
             return Err(error);
         }
         run.retried(&error, started.elapsed());
@@ -778,7 +784,7 @@ fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
         // What failed for a moment needs that moment.
         let pause = Instant::now();
         while pause.elapsed() < RETRY_PAUSE {
-            if drill.abort.load(Ordering::Relaxed) {
+            if run.is_to_end() {
                 return Err(error);
             }
             std::thread::sleep(POLL);
@@ -793,9 +799,10 @@ fn restore_backup(run: &mut Run<'_>, plan: &Plan) -> Result<((), String)> {
     Ok(((), format!("{} files, {} bytes", result.files, result.bytes)))
 }
 
-fn restore_once(drill: &Drill<'_>, plan: &Plan) -> Result<restore::RestoreResult> {
+pub(crate) fn restore_once(drill: &Drill<'_>, plan: &Plan) -> Result<restore::RestoreResult> {
     let progress = RestoreProgress {
         watcher: drill.watcher,
+        abort: drill.abort,
         bytes: 0.into(),
         total: plan.bytes,
     };

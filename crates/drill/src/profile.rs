@@ -12,6 +12,7 @@ use crate::gates::{DEFAULT_BACKUP_AGE, GATES, GateLimits};
 use crate::manual::ManualStep;
 use crate::objectives::{Expression, INSTANTS, Objective, RPO_EXPRESSION, RTO_EXPRESSION, warning_of};
 use crate::options::{BUILT_IN_CHECKS, DEFAULT_CHECKS, DrillTarget, Grant, Profile};
+use crate::step_limits;
 use crate::user_checks::UserCheck;
 
 /// A profile as it is written: what is absent is inherited.
@@ -355,6 +356,7 @@ pub fn resolve(name: &str, own: &BTreeMap<String, ProfileDefinition>) -> Result<
     }
     let checks = definition.checks.unwrap_or_default();
     check_names(&checks, &definition.user_checks, &objectives)?;
+    check_limits(&definition.step_limits)?;
     let limits = gate_limits(&definition.gates, definition.rpo)?;
     let grants = definition.grants.unwrap_or_default();
     let mut profile = Profile {
@@ -417,6 +419,23 @@ fn check_names(checks: &[String], own: &[UserCheck], objectives: &[Objective]) -
     Ok(())
 }
 
+/// A limit of a step that does not exist would be kept by nobody.
+fn check_limits(limits: &BTreeMap<String, Duration>) -> Result<(), Refused> {
+    for (id, limit) in limits {
+        if !step_limits::steps().any(|known| known == id) {
+            let known: Vec<&str> = step_limits::steps().collect();
+            return refused(
+                "step_limits",
+                format!("there is no step \"{id}\"; there are {}", known.join(", ")),
+            );
+        }
+        if limit.is_zero() {
+            return refused("step_limits", format!("step \"{id}\" is given no time at all"));
+        }
+    }
+    Ok(())
+}
+
 fn gate_limits(gates: &GateDefinition, rpo: Option<Duration>) -> Result<GateLimits, Refused> {
     if let (Some(limit), Some(rpo)) = (gates.wal_age, rpo)
         && limit >= rpo
@@ -455,9 +474,10 @@ fn gate_limits(gates: &GateDefinition, rpo: Option<Duration>) -> Result<GateLimi
     })
 }
 
-/// `5 min`, `90 s`: an exact length in one unit.
+/// `5 min`, `90 s`, `300 ms`: an exact length in one unit.
 pub(crate) fn length(duration: Duration) -> String {
     match duration.as_secs() {
+        _ if duration.subsec_millis() > 0 => format!("{} ms", duration.as_millis()),
         seconds if seconds > 0 && seconds.is_multiple_of(3600) => format!("{} h", seconds / 3600),
         seconds if seconds > 0 && seconds.is_multiple_of(60) => format!("{} min", seconds / 60),
         seconds => format!("{seconds} s"),
@@ -634,6 +654,20 @@ mod tests {
             ..ProfileDefinition::default()
         });
         assert!(gate.why.contains("no gate \"backup\""), "{}", gate.why);
+        let limited = |step: &str, limit: Duration| {
+            with(ProfileDefinition {
+                step_limits: [(step.to_string(), limit)].into(),
+                ..ProfileDefinition::default()
+            })
+        };
+        let step = limited("recovery", minutes(30));
+        assert_eq!(step.key, "step_limits");
+        assert!(
+            step.why.contains("no step \"recovery\"") && step.why.contains("recover, "),
+            "{}",
+            step.why
+        );
+        assert!(limited("restore", Duration::ZERO).why.contains("no time at all"));
     }
 
     #[test]

@@ -11,15 +11,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cluster::{ConnectOptions, Session};
+use cluster::{CancelHandle, ConnectOptions, Session};
 use diagnostic::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{Excluded, Side};
 use crate::options::Watcher;
 use crate::server_error::sqlstate;
+use crate::step_limits::Until;
 
 /// What the row proof compares, for the evidence.
 pub const DEFINITION: &str = "for each table, materialised view and large-object catalog: count(*), and the \
@@ -104,6 +105,8 @@ pub struct DatabaseDigest {
     pub excluded: Vec<Excluded>,
 }
 
+/// Between two looks at whether the drill is to stop.
+const POLL: Duration = Duration::from_millis(20);
 /// How long production may keep a table locked before it counts as not seen.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 /// In a copy that stands still, a lock that replay holds does not go away.
@@ -309,7 +312,7 @@ pub struct Look<'a> {
     pub sessions: usize,
     /// For one statement.
     pub statement_timeout: Duration,
-    /// Stops between two tables.
+    /// Cancels what is being read, and stops.
     pub abort: &'a AtomicBool,
     /// Is told about each table.
     pub watcher: &'a dyn Watcher,
@@ -370,7 +373,15 @@ pub fn digest(look: &Look<'_>, key: &RowKey, only: Option<&[String]>) -> Result<
     for _ in 0..helpers {
         sessions.push(begin(look, key)?);
     }
+    let statements: Vec<CancelHandle> = sessions
+        .iter()
+        .chain([&first])
+        .map(Session::cancel_handle)
+        .collect();
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        scope.spawn(|| cancel_on(look.abort, &statements, &over));
+        let _until = Until(&over);
         let handles: Vec<_> = sessions
             .iter_mut()
             .map(|session| scope.spawn(|| work(session)))
@@ -398,6 +409,26 @@ pub fn digest(look: &Look<'_>, key: &RowKey, only: Option<&[String]>) -> Result<
         tables,
         excluded: listing.excluded,
     })
+}
+
+/// Cancels these statements as soon as the drill is to stop: production does not go on reading a large table, or waiting
+/// for its lock, for a drill that has ended.
+fn cancel_on(abort: &AtomicBool, statements: &[CancelHandle], over: &AtomicBool) {
+    let mut pause = POLL;
+    while !over.load(Ordering::Relaxed) {
+        if abort.load(Ordering::Relaxed) {
+            for statement in statements {
+                // A server that does not take it has its own limit for the statement.
+                let _ = statement.cancel();
+            }
+            // One that began just then is cancelled the next time.
+            pause = POLL * 10;
+        }
+        let began = Instant::now();
+        while began.elapsed() < pause && !over.load(Ordering::Relaxed) {
+            std::thread::sleep(POLL);
+        }
+    }
 }
 
 /// The error of a drill that was told to stop.

@@ -44,6 +44,8 @@ pub struct ServerToVerify<'a> {
     pub target: Option<Timestamp>,
     /// The base of the application's endpoints.
     pub api_base_url: Option<&'a str>,
+    /// The base of the application's pages, for programs.
+    pub web_base_url: Option<&'a str>,
     /// The wall clock.
     pub clock: &'a dyn Fn() -> Timestamp,
     /// Set from outside to end it.
@@ -151,6 +153,7 @@ pub fn verify_server(given: &ServerToVerify<'_>) -> Result<ServerVerification> {
         began_at,
         id: "",
         api_base_url: given.api_base_url,
+        web_base_url: given.web_base_url,
         before: &nothing,
         clock: given.clock,
         abort: given.abort,

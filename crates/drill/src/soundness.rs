@@ -23,7 +23,7 @@ use crate::options::Watcher;
 use crate::own_checks::{self, Server};
 use crate::page_checks::check_pages;
 use crate::perform::{SESSIONS, threads};
-use crate::rows;
+use crate::rows::{self, aborted};
 use crate::stops::promote;
 
 /// The database in which the copy is asked about itself.
@@ -60,10 +60,21 @@ pub(crate) fn look_at_copy(run: &mut Run<'_>, copy: &Copy) -> Result<()> {
     Ok(())
 }
 
-/// The user's own checks.
+/// The user's own checks. One that was under way when the drill was told to end has no result: it was interrupted.
 pub(crate) fn check_of_users(run: &mut Run<'_>, copy: &mut Copy) -> Result<()> {
     let database = own_database(run);
-    own_checks::make(run, copy, &database)
+    let made = own_checks::make(run, copy, &database);
+    if !run.is_to_end() {
+        return made;
+    }
+    let drill = run.drill;
+    let own = &drill.profile.user_checks;
+    let is_interrupted =
+        |last: &Check| last.result != CheckResult::Pass && own.iter().any(|check| check.id == last.id);
+    if run.facts.checks.last().is_some_and(is_interrupted) {
+        run.facts.checks.pop();
+    }
+    Err(aborted())
 }
 
 /// Every database that accepts sessions.

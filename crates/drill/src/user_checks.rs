@@ -106,7 +106,8 @@ pub enum Asked {
 pub struct CommandCheck {
     /// Program and arguments.
     pub command: Vec<String>,
-    /// Given to it besides `PATH`, the copy's `PGHOST`, `PGPORT`, `PGUSER`, `PGDATABASE`, and `API_BASE_URL`.
+    /// Given to it besides `PATH`, the copy's `PGHOST`, `PGPORT`, `PGUSER`, `PGDATABASE`,
+    /// `API_BASE_URL` and `WEB_BASE_URL`.
     pub environment: BTreeMap<String, String>,
     /// It is ended after so long.
     pub limit: Duration,

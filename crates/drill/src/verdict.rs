@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::{
     Check, CheckDetail, CheckResult, Facts, FailureKind, ManualState, Objectives, ProbeResult,
-    QuarantineLevel, SequenceState, StepOutcome, StopOutcome,
+    QuarantineLevel, SequenceState, StepFacts, StepOutcome, StopOutcome,
 };
 use crate::objectives;
 use crate::standing;
@@ -61,8 +61,10 @@ pub mod code {
     pub const PLAN_DEVIATES: &str = "plan-deviates";
     /// A step that people make was not confirmed.
     pub const MANUAL_STEP_OPEN: &str = "manual-step-open";
-    /// A step took longer than its limit.
+    /// A step took longer than its limit, which ends nothing.
     pub const STEP_TOO_SLOW: &str = "step-too-slow";
+    /// A step was not done within its limit, and the drill ended with it.
+    pub const STEP_LIMIT_EXCEEDED: &str = "step-limit-exceeded";
     /// A step succeeded only when it was made again.
     pub const STEP_RETRIED: &str = "step-retried";
     /// Replay paused because the copy's settings were too low.
@@ -328,7 +330,8 @@ fn judge_gates(facts: &Facts, reasons: &mut Reasons) {
     }
 }
 
-/// A second try, a step beyond its limit, or an interruption is something to know.
+/// A second try or an interruption is something to know; what it means that a step took more than its limit stands beside
+/// the limit.
 fn judge_steps(facts: &Facts, reasons: &mut Reasons) {
     for interruption in &facts.interruptions {
         let seconds = interruption
@@ -351,14 +354,34 @@ fn judge_steps(facts: &Facts, reasons: &mut Reasons) {
             );
             reasons.add(Weight::Observation, code::STEP_RETRIED, None, text);
         }
-        if let Some(limit) = step.limit_ms.filter(|limit| step.duration_ms > *limit) {
-            let text = format!(
-                "Step \"{}\" took {} ms, its limit is {limit} ms.",
-                step.id, step.duration_ms
-            );
-            reasons.add(Weight::Observation, code::STEP_TOO_SLOW, None, text);
+        if let Some(limit) = step.exceeded_limit_ms() {
+            judge_slow_step(facts, step, limit, reasons);
         }
     }
+}
+
+fn judge_slow_step(facts: &Facts, step: &StepFacts, limit_ms: u64, reasons: &mut Reasons) {
+    let failure = facts.failure.as_ref();
+    let is_told = failure.is_some_and(|failure| {
+        failure.code == code::STEP_LIMIT_EXCEEDED
+            && failure.step == step.id
+            && step.at_limit == Some(failure.kind)
+    });
+    if is_told {
+        return;
+    }
+    // Who ended it did so in the middle of it, or while it was being ended.
+    let aborted = failure.is_some_and(|failure| failure.kind == FailureKind::Aborted);
+    let (weight, code) = match step.at_limit {
+        Some(FailureKind::Finding) if !aborted => (Weight::Failure, code::STEP_LIMIT_EXCEEDED),
+        Some(FailureKind::CouldNotLook) if !aborted => (Weight::Doubt, code::STEP_LIMIT_EXCEEDED),
+        _ => (Weight::Observation, code::STEP_TOO_SLOW),
+    };
+    let text = format!(
+        "Step \"{}\" took {} ms, its limit is {limit_ms} ms.",
+        step.id, step.duration_ms
+    );
+    reasons.add(weight, code, None, text);
 }
 
 /// What people had to do and nobody confirmed: a doubt where the profile calls it required, else an observation. What a

@@ -521,6 +521,7 @@ fn a_second_try_and_a_slow_step_are_observations() {
             error_code: None,
             expected_ms: None,
             limit_ms,
+            at_limit: None,
             retries,
             work_ms: Some(4_000),
         });
@@ -539,6 +540,108 @@ fn a_second_try_and_a_slow_step_are_observations() {
         duration_ms: 10,
     };
     assert_eq!(step(None, vec![retry]), observed(code::STEP_RETRIED));
+}
+
+/// A drill whose step took 5 s.
+fn with_step(limit_ms: u64, at_limit: Option<FailureKind>) -> Facts {
+    let mut facts = good();
+    facts.steps.push(StepFacts {
+        id: "restore".into(),
+        title: "Restore".into(),
+        started_at: Timestamp::UNIX_EPOCH,
+        duration_ms: 5_000,
+        outcome: StepOutcome::Done,
+        detail: None,
+        error_code: None,
+        expected_ms: None,
+        limit_ms: Some(limit_ms),
+        at_limit,
+        retries: Vec::new(),
+        work_ms: None,
+    });
+    facts
+}
+
+#[test]
+fn a_step_over_its_limit_fails_the_drill_or_leaves_it_open_as_its_facts_say() {
+    for (at_limit, status, code) in [
+        (
+            Some(FailureKind::Finding),
+            Status::Failed,
+            code::STEP_LIMIT_EXCEEDED,
+        ),
+        (
+            Some(FailureKind::CouldNotLook),
+            Status::Inconclusive,
+            code::STEP_LIMIT_EXCEEDED,
+        ),
+        (None, Status::PassedWithObservations, code::STEP_TOO_SLOW),
+    ] {
+        assert_eq!(judge(&with_step(5_000, at_limit)).status, Status::Passed);
+        // Judged from the times: also where nobody recorded that the drill failed.
+        let mut facts = with_step(4_999, at_limit);
+        let verdict = judge(&facts);
+        assert_eq!(
+            (verdict.status, verdict.reasons[0].code.as_str()),
+            (status, code),
+            "{at_limit:?}"
+        );
+        // Where it is recorded, it is said once.
+        let Some(kind) = at_limit else { continue };
+        facts.failure = Some(crate::step_limits::failure(&facts.steps[0], kind, None));
+        let verdict = judge(&facts);
+        let said = verdict
+            .reasons
+            .iter()
+            .filter(|reason| reason.code == code::STEP_LIMIT_EXCEEDED);
+        assert_eq!(said.count(), 1, "{verdict:?}");
+        assert_eq!(verdict.status, status);
+        let text = &verdict.reasons[0].text;
+        assert!(
+            text.contains("\"restore\"") && text.contains("4999 ms") && text.contains("5.0 s"),
+            "{text}"
+        );
+        // A reason that was made milder does not hide what the step says.
+        facts.failure = Some(Failure {
+            kind: FailureKind::CouldNotLook,
+            ..facts.failure.expect("it is there")
+        });
+        assert_eq!(judge(&facts).status, status);
+    }
+}
+
+#[test]
+fn a_drill_that_somebody_ended_is_aborted_however_long_its_step_took_to_end() {
+    let mut facts = with_step(4_999, Some(FailureKind::Finding));
+    facts.failure = Some(Failure {
+        step: "restore".into(),
+        kind: FailureKind::Aborted,
+        code: code::ABORTED.into(),
+        error_code: "drill-aborted".into(),
+        message: "the drill was stopped".into(),
+        detail: None,
+        hint: None,
+    });
+    let verdict = judge(&facts);
+    assert_eq!(verdict.status, Status::Aborted);
+    assert!(
+        verdict
+            .reasons
+            .iter()
+            .any(|reason| reason.code == code::STEP_TOO_SLOW)
+    );
+}
+
+#[test]
+fn a_limit_in_facts_of_an_older_program_is_what_it_was_an_observation() {
+    let mut old = serde_json::to_value(with_step(4_999, Some(FailureKind::Finding))).expect("JSON");
+    let step = old["steps"][0].as_object_mut().expect("a step");
+    assert_eq!(step.remove("at_limit"), Some("finding".into()));
+    let facts: Facts = serde_json::from_value(old).expect("it reads");
+    assert_eq!(facts.version, 1);
+    let verdict = judge(&facts);
+    assert_eq!(verdict.status, Status::PassedWithObservations);
+    assert_eq!(verdict.reasons[0].code, code::STEP_TOO_SLOW);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::facts::{Check, CheckDetail, CheckResult, Side, VersionsDetail, Versio
 use crate::feed::Feed;
 use crate::isolation::{build_copy, owner};
 use crate::options::Drill;
-use crate::perform::{Place, Production, SESSIONS, archive_of, plan_for, stop, threads};
+use crate::perform::{Place, Production, SESSIONS, archive_of, plan_for, restore_once, stop};
 use crate::rows::{self, DatabaseDigest, Look, RowKey};
 use crate::server_error::recordable;
 use crate::verdict::code;
@@ -97,7 +97,8 @@ pub(crate) fn compare(
         Ok(None) => {
             draft(|draft| draft.not_run("there is one version only: no older backup reaches this point"))
         }
-        Err(error) if error.code() == "drill-aborted" => return Err(error),
+        // Whatever error that made.
+        Err(error) if run.is_to_end() => return Err(error),
         Err(error) => draft(|draft| draft.could_not_look(recordable(&error))),
     };
     Ok(((), record(run, check, started)))
@@ -157,14 +158,7 @@ fn other_version(
             Err(error) => return Err(error),
         };
         run.note(&format!("another version: backup {}", backup.backup));
-        restore::execute(
-            &other,
-            drill.repository,
-            &restore::ExecuteOptions {
-                threads: threads(drill),
-                progress: &restore::NoProgress,
-            },
-        )?;
+        restore_once(drill, &other)?;
         let mut copy = build_copy(drill, second, &other, backup, production)?.copy;
         copy.spawn(&other, 0)?;
         let opens_at = crate::stops::opens_at(&other, 0);

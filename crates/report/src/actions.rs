@@ -130,6 +130,9 @@ fn text_of(reason: &str) -> &'static str {
         code::RTO_EXCEEDED | code::RTO_AT_RISK => {
             "Shorten the recovery (more frequent backups, faster storage) or agree another objective"
         }
+        code::STEP_LIMIT_EXCEEDED => {
+            "Find out what the step waited for when it was ended, or give it a limit that its work fits into"
+        }
         code::RPO_EXCEEDED => "Lower archive_timeout, or find out why archiving lags",
         code::NOT_ARCHIVED => "Find out why archive_command fails; until then every commit is at risk",
         code::ARCHIVE_COMMAND_WOULD_RUN | code::ARCHIVE_CHANGED | code::QUARANTINE_BREACHED => {
@@ -184,6 +187,9 @@ pub fn troubleshooting(reason: &Reason, facts: &Facts) -> &'static str {
         code::NO_BACKUP => "`pgproof list` shows the backups; `pgproof backup` takes one",
         code::RTO_EXCEEDED | code::RTO_AT_RISK => {
             "The phases above say where the time went; begin with the longest"
+        }
+        code::STEP_LIMIT_EXCEEDED => {
+            "`drill.log` and the copy's own log say what the step did until it was ended; `pgproof drill plan` what it usually takes: a step that hangs waits for something, one that is only slow needs more in `step_limits`"
         }
         code::RPO_EXCEEDED | code::NOT_ARCHIVED => {
             "`pgproof status` shows what waits to be archived, and pg_stat_archiver why"
@@ -307,6 +313,7 @@ mod tests {
         let mut all = vec![
             help(code::ENDPOINT_UNHEALTHY, None),
             help(code::COMMAND_FAILED, None),
+            help(code::STEP_LIMIT_EXCEEDED, None),
             of("store-unreachable", "the store is away"),
             of("store-certificate", "who is that"),
             of("store-denied", "not yours"),

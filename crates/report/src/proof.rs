@@ -414,7 +414,8 @@ fn server_log(out: &mut Document, facts: &Facts) {
 /// The questions that a failed drill raises about production, answered from what was seen.
 fn production(out: &mut Document, facts: &Facts, verdict: &Verdict) {
     out.heading(2, "11. Production Impact Assessment");
-    if let Some((severity, at)) = severity::of(verdict) {
+    let reached = facts.instant("target-reached").is_some();
+    if let Some((severity, at)) = severity::of(verdict, reached) {
         let from = format!("/reasons/{at}/code");
         out.paragraph(vec![
             said("Severity, by rule:"),

@@ -53,10 +53,12 @@ const RECOVERY: [&str; 22] = [
 ];
 
 /// The severity, and the place of the reason that decides it; nothing where there is nothing to say, or where nobody can
-/// tell.
-pub fn of(verdict: &Verdict) -> Option<(Severity, usize)> {
+/// tell. `reached`: the copy stood at its target.
+pub fn of(verdict: &Verdict, reached: bool) -> Option<(Severity, usize)> {
     let of_reason = |weight: Weight, code: &str| match weight {
         Weight::Failure if RECOVERY.contains(&code) => Some(Severity::Sev1),
+        // A recovery that was ended on its way was not seen to work.
+        Weight::Failure if code == code::STEP_LIMIT_EXCEEDED && !reached => Some(Severity::Sev1),
         Weight::Failure => Some(Severity::Sev2),
         Weight::Observation => Some(Severity::Sev3),
         // Nothing was seen of the recovery.
@@ -73,6 +75,10 @@ mod tests {
     use drill::{Reason, Status};
 
     fn of_reasons(reasons: &[(Weight, &str)]) -> Option<Severity> {
+        of_drill(reasons, true)
+    }
+
+    fn of_drill(reasons: &[(Weight, &str)], reached: bool) -> Option<Severity> {
         let reasons = reasons.iter().map(|(weight, code)| Reason {
             code: (*code).into(),
             text: String::new(),
@@ -83,7 +89,7 @@ mod tests {
             status: Status::Failed,
             reasons: reasons.collect(),
         };
-        of(&verdict).map(|(severity, _)| severity)
+        of(&verdict, reached).map(|(severity, _)| severity)
     }
 
     #[test]
@@ -109,6 +115,10 @@ mod tests {
         ] {
             assert_eq!(failed(code), Some(Severity::Sev2), "{code}");
         }
+        // A step that was ended at its limit: before the target nobody saw a recovery.
+        let limit = [(Weight::Failure, code::STEP_LIMIT_EXCEEDED)];
+        assert_eq!(of_drill(&limit, false), Some(Severity::Sev1));
+        assert_eq!(of_drill(&limit, true), Some(Severity::Sev2));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use rustix::fs::FileType;
 use crate::anchored::{Folder, settle};
 use crate::delta::{DeltaCounts, Ground, Pass};
 use crate::files::{
-    BATCH_BYTES, BATCH_FILES, LEAVES_AT_ONCE, Place, about, mode_of, next, place, tablespace_target,
+    BATCH_BYTES, BATCH_FILES, LEAVES_AT_ONCE, Place, about, mode_of, next, place, stopped, tablespace_target,
 };
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -90,7 +90,11 @@ impl Shared<'_> {
         self.failed.store(true, Ordering::Relaxed);
     }
 
+    /// Whether to go no further: something failed, or whoever watches says so.
     fn failed(&self) -> bool {
+        if self.progress.is_to_stop() {
+            self.fail(stopped());
+        }
         self.failed.load(Ordering::Relaxed)
     }
 
@@ -162,11 +166,7 @@ fn walk(shared: &Shared<'_>, sender: SyncSender<Work>) -> Result<()> {
     let plan = shared.plan;
     let mut batch = Vec::new();
     let mut batch_bytes = 0;
-    let send = |work: Work| {
-        sender
-            .send(work)
-            .map_err(|_| Error::new("restore-stopped", "the restore was stopped"))
-    };
+    let send = |work: Work| sender.send(work).map_err(|_| stopped());
     for entry in shared.tree.entries() {
         if shared.failed() {
             return Ok(());

@@ -61,8 +61,8 @@ const FOLDERS: [&str; 5] = [
     "pg_replslot",
 ];
 
-/// Restores. Errors: `destination-changed`, `restore-write`, `aside-rename`, `object-damaged` and those of
-/// the store; each says how to go on and how to go back.
+/// Restores. Errors: `destination-changed`, `restore-write`, `restore-stopped`, `aside-rename`, `object-damaged`
+/// and those of the store; each says how to go on and how to go back.
 pub fn execute(
     plan: &Plan,
     cluster: &ClusterRepository,

@@ -80,7 +80,11 @@ impl Shared<'_> {
         self.failed.store(true, Ordering::Relaxed);
     }
 
+    /// Whether to go no further: something failed, or whoever watches says so.
     fn failed(&self) -> bool {
+        if self.progress.is_to_stop() {
+            self.fail(stopped());
+        }
         self.failed.load(Ordering::Relaxed)
     }
 
@@ -147,11 +151,7 @@ pub(crate) fn next<W>(receiver: &Mutex<Receiver<W>>) -> Option<W> {
 fn walk(shared: &Shared<'_>, sender: SyncSender<Work>) -> Result<()> {
     let mut batch = Vec::new();
     let mut batch_bytes = 0;
-    let send = |work: Work| {
-        sender
-            .send(work)
-            .map_err(|_| Error::new("restore-stopped", "the restore was stopped"))
-    };
+    let send = |work: Work| sender.send(work).map_err(|_| stopped());
     for entry in shared.tree.entries() {
         if shared.failed() {
             return Ok(());
@@ -314,6 +314,11 @@ fn write_batch(
         shared.advance(entry.size, 1);
     }
     Ok(())
+}
+
+/// The error of a restore that was told to go no further.
+pub(crate) fn stopped() -> Error {
+    Error::new("restore-stopped", "the restore was stopped")
 }
 
 /// Tells for which file a block could not be read.

@@ -18,12 +18,17 @@ pub enum Step {
     Finish,
 }
 
-/// Called from several threads.
+/// Called from several threads, and asked whether to go on.
 pub trait Progress: Sync {
     /// A step begins; totals are those of the whole restore.
     fn step(&self, _step: Step, _bytes_total: u64, _files_total: u64) {}
     /// So much more was written (zero blocks included).
     fn advance(&self, _bytes: u64, _files: u64) {}
+    /// Whether the restore is to go no further; looked at before each piece of work while files are written. It ends
+    /// with the error `restore-stopped`, as one that was interrupted there.
+    fn is_to_stop(&self) -> bool {
+        false
+    }
 }
 
 /// Silence.

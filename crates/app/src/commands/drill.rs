@@ -73,6 +73,7 @@ fn planted(fault: cli::PlantedFault) -> drill::Fault {
 }
 
 pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
+    drill_setup::check_confirmed(context, &arguments.of, &arguments.confirm)?;
     let signer = signer_of_run(context, arguments)?;
     let setup = Setup::new(context, &arguments.of, Purpose::Run)?;
     let copy = setup.copy()?;

@@ -6,9 +6,9 @@
 use std::sync::atomic::AtomicBool;
 
 use diagnostic::Result;
-use drill::facts::{CheckResult, GateFacts};
+use drill::facts::{CheckResult, FailureKind, GateFacts};
 use drill::preflight::{self, Preflight};
-use drill::{Drill, forecast, perform};
+use drill::{Drill, forecast, perform, step_limits};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -137,6 +137,7 @@ fn value(drill: &Drill<'_>, seen: &Preflight, registered: Option<&str>) -> Value
                 "title": title,
                 "expected_ms": forecast::step_ms(&seen.earlier, id),
                 "limit_ms": limit.map(|limit| limit.as_millis() as u64),
+                "at_limit": limit.and_then(|_| step_limits::meaning(id)),
             })
         })
         .collect();
@@ -188,7 +189,15 @@ fn print(drill: &Drill<'_>, seen: &Preflight, registered: Option<&str>, due: Opt
         let expected = forecast::step_ms(&seen.earlier, id).map_or("no earlier drill".to_owned(), |ms| {
             output::seconds(ms as f64 / 1000.0)
         });
-        output::line(format!("  {title:58} {expected}"));
+        let limit = profile.step_limits.get(id).map_or_else(String::new, |limit| {
+            let words = match step_limits::meaning(id) {
+                Some(FailureKind::Finding) => "fails after",
+                Some(_) => "ends the drill after",
+                None => "observed after",
+            };
+            format!(", {words} {}", output::seconds(limit.as_secs_f64()))
+        });
+        output::line(format!("  {title:58} {expected}{limit}"));
     }
     if !profile.manual.is_empty() {
         output::line("By hand:");

@@ -66,8 +66,11 @@ impl Setup {
     pub fn new(context: &Context, arguments: &cli::DrillOf, purpose: Purpose) -> Result<Setup> {
         let environment = drill_environment::read()?;
         let configuration = context.configuration()?;
-        let staging = environment.environment == "staging";
-        let name = profile_name(&configuration, arguments.profile.as_deref(), staging)?;
+        let name = profile_name(
+            &configuration,
+            arguments.profile.as_deref(),
+            environment.is_staging(),
+        )?;
         let mut profile = configuration.profile(&name)?;
         let own = configuration.drills.get(&name);
         let cluster_name = arguments
@@ -256,7 +259,8 @@ impl Setup {
             guards: self.environment.guards.clone(),
             point: self.point.clone(),
             made: None,
-            api_base_url: Some(self.environment.api_base_url.clone()),
+            api_base_url: Some(self.environment.application.api_base_url.clone()),
+            web_base_url: self.environment.application.web_base_url.clone(),
             backup: self.backup,
             before: self.before.clone(),
             sandbox: SandboxOptions {
@@ -308,11 +312,33 @@ pub struct Parts<'a> {
     pub watcher: &'a dyn drill::Watcher,
 }
 
+/// Refuses confirmations that no step of the profile asks for, before anything is done. Error: `drill-usage`.
+pub fn check_confirmed(
+    context: &Context,
+    arguments: &cli::DrillOf,
+    confirmed: &[(String, String)],
+) -> Result<()> {
+    if confirmed.is_empty() {
+        return Ok(());
+    }
+    let configuration = context.configuration()?;
+    let environment = drill_environment::read()?;
+    let name = profile_name(
+        &configuration,
+        arguments.profile.as_deref(),
+        environment.is_staging(),
+    )?;
+    drill::manual::check_confirmed(&configuration.profile(&name)?, confirmed)
+}
+
 /// The cluster that would be drilled.
 pub fn cluster_of<'a>(configuration: &'a Configuration, arguments: &cli::DrillOf) -> Result<&'a Cluster> {
     let environment = drill_environment::read()?;
-    let staging = environment.environment == "staging";
-    let name = profile_name(configuration, arguments.profile.as_deref(), staging)?;
+    let name = profile_name(
+        configuration,
+        arguments.profile.as_deref(),
+        environment.is_staging(),
+    )?;
     let own = configuration.drills.get(&name);
     let of_profile = own.and_then(|own| own.cluster.as_deref());
     configuration.cluster(arguments.cluster.as_deref().or(of_profile))
@@ -457,6 +483,7 @@ fn step(id: &str, title: &str, started_at: Timestamp, started: Instant, detail: 
         error_code: None,
         expected_ms: None,
         limit_ms: None,
+        at_limit: None,
         retries: Vec::new(),
         work_ms: None,
     }

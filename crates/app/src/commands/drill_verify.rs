@@ -45,7 +45,7 @@ pub fn run(context: &Context, arguments: &cli::DrillVerify) -> Result<u8> {
         .map(|text| times::parse(text, context.now()))
         .transpose()?;
     let expected = identifier_of_backups(&configuration, cluster);
-    let api_base_url = drill_environment::api_base_url();
+    let application = drill_environment::application();
     let abort = abort_on_signals()?;
     let shown = Shown::new();
     let clock = || context.now();
@@ -54,7 +54,8 @@ pub fn run(context: &Context, arguments: &cli::DrillVerify) -> Result<u8> {
         profile: &profile,
         expected,
         target,
-        api_base_url: Some(&api_base_url),
+        api_base_url: Some(&application.api_base_url),
+        web_base_url: application.web_base_url.as_deref(),
         clock: &clock,
         abort: &abort,
         watcher: &shown,

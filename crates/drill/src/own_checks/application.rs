@@ -82,6 +82,8 @@ impl<'a> Endpoints<'a> {
     }
 }
 
+/// Why there is no result.
+const ENDED: &str = "it was told to end meanwhile";
 const NO_GRANT_HTTP: &str = "the profile does not grant \"http\": nothing is asked outside of the quarantine";
 
 /// Asks every endpoint once, before anything is restored.
@@ -301,8 +303,12 @@ fn variables(ground: &Ground<'_>, check: &CommandCheck) -> Vec<(String, String)>
     given.extend(ground.server.environment());
     given.push(("PGDATABASE".into(), ground.database.to_string()));
     given.push(("PGPROOF_DRILL_ID".into(), ground.id.to_string()));
-    if let Some(base) = ground.api_base_url {
-        given.push(("API_BASE_URL".into(), base.to_string()));
+    let bases = [
+        ("API_BASE_URL", ground.api_base_url),
+        ("WEB_BASE_URL", ground.web_base_url),
+    ];
+    for (name, base) in bases {
+        given.extend(base.map(|base| (name.to_string(), base.to_string())));
     }
     for (name, value) in &check.environment {
         given.retain(|(known, _)| known != name);
@@ -321,7 +327,7 @@ fn wait(abort: &AtomicBool, mut child: Child, limit: Duration) -> Result<i32, St
                     .code()
                     .ok_or_else(|| "it was ended by a signal".to_string());
             }
-            Ok(None) if abort.load(Ordering::Relaxed) => break "the drill was stopped".to_string(),
+            Ok(None) if abort.load(Ordering::Relaxed) => break ENDED.to_string(),
             Ok(None) if began.elapsed() >= limit => {
                 break format!("it did not end within {}", crate::profile::length(limit));
             }
@@ -448,6 +454,9 @@ pub(super) fn latency(ground: &Ground<'_>, asked: &Asked, limit: Duration, sampl
             }
             let endpoints = Endpoints::of(ground);
             for _ in 0..samples {
+                if ground.abort.load(Ordering::Relaxed) {
+                    return Found::could_not_look(ENDED);
+                }
                 let started = Instant::now();
                 match endpoints.base().and_then(|base| base.get(path, ANSWER_LIMIT)) {
                     Ok(answer) if answer.status < 500 => times.push(started.elapsed().as_secs_f64() * 1000.0),
@@ -466,6 +475,9 @@ pub(super) fn latency(ground: &Ground<'_>, asked: &Asked, limit: Duration, sampl
                 Err(why) => return Found::could_not_look(why),
             };
             for _ in 0..samples {
+                if ground.abort.load(Ordering::Relaxed) {
+                    return Found::could_not_look(ENDED);
+                }
                 match database::time(&mut session, sql) {
                     Ok(time) => times.push(time),
                     Err(why) => return Found::could_not_look(why),
