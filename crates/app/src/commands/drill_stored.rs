@@ -59,6 +59,12 @@ pub fn drills(cluster: &ClusterRepository) -> Result<Vec<String>> {
     Ok(drills)
 }
 
+/// The moment in a drill's name.
+pub fn moment(drill: &str) -> Option<Timestamp> {
+    let id: BackupId = drill.strip_prefix(DRILL_PREFIX)?.parse().ok()?;
+    id.moment()
+}
+
 /// The first copy that has this drill, or the latest one of all. Error: `drill-missing`.
 pub fn find<'a>(copies: &'a [OpenCopy], drill: &str) -> Result<(&'a OpenCopy, String)> {
     let mut found: Option<(&OpenCopy, String)> = None;
