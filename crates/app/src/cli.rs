@@ -61,6 +61,8 @@ pub enum Command {
     Expire(Expire),
     /// Read what is kept, and prove it whole
     Verify(Verify),
+    /// What was done to a cluster's backups and with them, when and by whom
+    AuditLog(AuditLog),
     /// The WAL archive
     #[command(subcommand)]
     Wal(Wal),
@@ -322,6 +324,18 @@ pub struct Verify {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct AuditLog {
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// Not before this time
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only this copy
+    #[arg(long, value_name = "NAME")]
+    pub copy: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,6 @@
 //! One room for each command: gather, call, show.
 
+mod audit_log;
 mod backup;
 mod check;
 mod config;
@@ -57,6 +58,7 @@ pub fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Unpin(arguments) => list::unpin(context, &arguments),
         Command::Expire(arguments) => expire::run(context, &arguments),
         Command::Verify(arguments) => verify::run(context, &arguments),
+        Command::AuditLog(arguments) => audit_log::run(context, &arguments),
         Command::Wal(cli::Wal::Push(arguments)) => wal::push(context, &arguments),
         Command::Wal(cli::Wal::Get(arguments)) => wal::get(context, &arguments),
         Command::Wal(cli::Wal::Receive(arguments)) => wal_receive::run(context, &arguments),

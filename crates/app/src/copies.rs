@@ -65,11 +65,15 @@ impl Copies {
         cluster: &Cluster,
         only: Option<&str>,
     ) -> Result<Vec<OpenCopy>> {
-        let mut copies = Copies::open(configuration, cluster, only)?;
-        if copies.failed.is_empty() {
-            return Ok(copies.open);
+        Copies::open(configuration, cluster, only)?.all(cluster)
+    }
+
+    /// All of them, or why the first one that did not open did not.
+    pub fn all(mut self, cluster: &Cluster) -> Result<Vec<OpenCopy>> {
+        if self.failed.is_empty() {
+            return Ok(self.open);
         }
-        let (name, error) = copies.failed.remove(0);
+        let (name, error) = self.failed.remove(0);
         Err(error.context(format!("cannot open copy {name:?} of cluster {:?}", cluster.name)))
     }
 

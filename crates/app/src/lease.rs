@@ -75,6 +75,11 @@ fn take_one(cluster: &ClusterRepository, backup: &Backup, purpose: &str, by: &st
 }
 
 impl Leases {
+    /// None could be taken: the copy is not ours to write, or is away.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// Lets go, but leaves the leases standing for so long.
     pub fn leave_for(self, length: SignedDuration) {
         let now = Timestamp::now();

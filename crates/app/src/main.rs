@@ -20,6 +20,7 @@ mod lease;
 mod output;
 mod programs;
 mod progress;
+mod recording;
 mod rpo;
 mod settings;
 mod stores;

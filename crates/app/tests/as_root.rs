@@ -94,6 +94,7 @@ fn root_restores_for_the_servers_account_with_configuration_from_outside() {
     ];
     as_root(&world, &arguments);
     everything_belongs_to(&into, uid, gid);
+    what_root_recorded_belongs_to_the_account(&world, uid, gid);
     let version = std::fs::metadata(into.join("PG_VERSION")).expect("metadata");
     assert_eq!(version.mode() & 0o777, 0o600);
     assert!(!into.join("global/stray").exists());
@@ -208,6 +209,30 @@ fn holds_nowhere(folder: &Path, secret: &str) {
             assert!(!found, "{} holds the key", path.display());
         }
     }
+}
+
+/// Root's restores are recorded as root's, and the account goes on from there.
+fn what_root_recorded_belongs_to_the_account(world: &World, uid: u32, gid: u32) {
+    everything_belongs_to(&world.repository(), uid, gid);
+    let again = world.scratch().join("again").display().to_string();
+    world.json(&["restore", "--to", "immediate", "--into", &again]);
+    let seen = world.json(&["audit-log"]);
+    let entries = seen["entries"].as_array().expect("entries");
+    let actions: Vec<(&str, Option<u64>)> = entries
+        .iter()
+        .filter_map(|entry| {
+            let uid = entry.pointer("/record/begun/by/uid")?.as_u64();
+            Some((entry["what"].as_str()?, uid))
+        })
+        .collect();
+    let own = Some(u64::from(uid));
+    let root = Some(0);
+    assert_eq!(
+        actions,
+        [("restore", root), ("restore-delta", root), ("restore", own)],
+        "{seen:#}"
+    );
+    everything_belongs_to(&world.repository(), uid, gid);
 }
 
 /// What an operator does with the captured file: the generated one lets in the server's own account alone.

@@ -18,6 +18,8 @@ pub struct Circumstances {
     pub earlier: Vec<Earlier>,
     /// The backups that the repository holds.
     pub backups: Vec<BackupSize>,
+    /// How the backups of the last days ended; nothing where that could not be read.
+    pub backup_runs: Option<BackupRuns>,
     /// The rule by which the next drill is due, in words: `quarterly`.
     pub frequency: Option<String>,
 }
@@ -29,6 +31,15 @@ pub struct BackupSize {
     pub finished_at: Timestamp,
     /// What a restore of it writes.
     pub bytes: u64,
+}
+
+/// How backups ended within [`BACKUP_RUNS_DAYS`](crate::trend::BACKUP_RUNS_DAYS), in order of time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BackupRuns {
+    /// The backups that were made, also those that were expired since.
+    pub succeeded: Vec<String>,
+    /// The records of those that failed.
+    pub failed: Vec<String>,
 }
 
 /// An earlier drill.

@@ -5,7 +5,7 @@ use drill::Verdict;
 use drill::facts::{Facts, Measure, Rto};
 use drill::sign_off::{SignerRole, is_signed};
 
-use crate::circumstances::{Circumstances, Earlier};
+use crate::circumstances::{BackupRuns, Circumstances, Earlier};
 use crate::document::{Document, Text, said, value};
 use crate::template::{recovery_point, recovery_time};
 use crate::trend;
@@ -136,6 +136,12 @@ pub fn compliance(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: 
     );
 }
 
+/// The first and the last of the backups that were counted, and each one that failed.
+fn of_backups(runs: &BackupRuns) -> Vec<String> {
+    let made = runs.succeeded.first().into_iter().chain(runs.succeeded.last());
+    made.chain(&runs.failed).cloned().collect()
+}
+
 /// How often drills of this profile succeed, how long they take, and how fast the backups grow.
 fn rates(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: &Circumstances) {
     let profile = &facts.identity.profile;
@@ -153,24 +159,31 @@ fn rates(out: &mut Document, facts: &Facts, verdict: &Verdict, beside: &Circumst
             .chain(own.iter().map(|from| (*from).to_owned()))
             .collect::<Vec<String>>()
     };
-    let rows = trend::rates(&drills, &beside.backups).into_iter().map(|rate| {
-        let places = match rate.id {
-            "recovery-time" => of_drills(&["/rto"]),
-            "restores" => of_drills(&["/target/stops"]),
-            "backup-growth" => trend::growth_ends(&beside.backups)
-                .map(|(first, last)| vec![first.backup.clone(), last.backup.clone()])
-                .unwrap_or_default(),
-            _ => of_drills(&["/verdict"]),
-        };
-        let actual = places.into_iter().fold(said(&rate.actual), Text::and);
-        [
-            said(rate.title),
-            actual,
-            said(rate.target),
-            said(rate.met.as_str()),
-        ]
-    });
-    out.say("Over this drill and the newest earlier ones of its profile, and the backups that exist:");
+    let runs = beside.backup_runs.as_ref();
+    let rows = trend::rates(&drills, &beside.backups, runs)
+        .into_iter()
+        .map(|rate| {
+            let places = match rate.id {
+                "recovery-time" => of_drills(&["/rto"]),
+                "restores" => of_drills(&["/target/stops"]),
+                "backup-growth" => trend::growth_ends(&beside.backups)
+                    .map(|(first, last)| vec![first.backup.clone(), last.backup.clone()])
+                    .unwrap_or_default(),
+                "backups" => runs.map(of_backups).unwrap_or_default(),
+                _ => of_drills(&["/verdict"]),
+            };
+            let actual = places.into_iter().fold(said(&rate.actual), Text::and);
+            [
+                said(rate.title),
+                actual,
+                said(rate.target),
+                said(rate.met.as_str()),
+            ]
+        });
+    out.say(
+        "Over this drill and the newest earlier ones of its profile, and the backups of the copy that it was restored \
+         from:",
+    );
     out.table(&["Rate", "Actual", "Target", "Result"], rows);
     out.say(trend::NOT_COUNTED);
 }

@@ -27,7 +27,7 @@ mod words;
 use drill::{Documents, Facts, Verdict};
 
 pub use actions::REDRILL_DAYS;
-pub use circumstances::{BackupSize, Circumstances, Earlier};
+pub use circumstances::{BackupRuns, BackupSize, Circumstances, Earlier};
 pub use html::forecast_words;
 pub use junit::junit;
 pub use selftest::{selftest, summary as selftest_summary};

@@ -6,7 +6,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::circumstances::{BackupSize, Earlier};
+use crate::circumstances::{BackupRuns, BackupSize, Earlier};
 use crate::words::duration;
 
 /// Fewer drills say nothing about the future.
@@ -96,9 +96,13 @@ const GROWTH_TARGET_PERCENT: f64 = 10.0;
 const GROWTH_DAYS_MIN: f64 = 7.0;
 const MONTH_DAYS: f64 = 30.44;
 
+/// The days over which backups are counted.
+pub const BACKUP_RUNS_DAYS: i64 = 30;
+
 /// What the rates are silent about.
-pub const NOT_COUNTED: &str = "Only what left a record is counted: a backup that failed left none, nor did a drill whose process was killed and \
-     that nobody took up again. Drills of the drill are left out.";
+pub const NOT_COUNTED: &str = "Only what left a record is counted: a backup whose process was killed, or that could \
+     not write to any copy, left none, nor did a drill whose process was killed and that nobody took up again. Drills \
+     of the drill are left out.";
 
 /// Whether a target is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,8 +143,9 @@ pub struct Rate {
     pub met: Met,
 }
 
-/// What all drills of a profile, and the backups of its cluster, add up to.
-pub fn rates(drills: &[Earlier], backups: &[BackupSize]) -> Vec<Rate> {
+/// What all drills of a profile, and the backups of its cluster, add up to. Without `runs` nobody knows how these
+/// ended.
+pub fn rates(drills: &[Earlier], backups: &[BackupSize], runs: Option<&BackupRuns>) -> Vec<Rate> {
     let counted: Vec<&Earlier> = drills.iter().filter(|drill| !drill.planted).collect();
     let passed = counted
         .iter()
@@ -150,6 +155,7 @@ pub fn rates(drills: &[Earlier], backups: &[BackupSize]) -> Vec<Rate> {
     let restored = restores.iter().filter(|restored| **restored).count();
     let median = median(counted.iter().filter_map(|drill| drill.rto_ms).collect());
     let growth = growth_percent(backups);
+    let made = runs.map(|runs| (runs.succeeded.len(), runs.succeeded.len() + runs.failed.len()));
     let all = |part: usize, of: usize| Met::of((of > 0).then_some(part == of));
     vec![
         Rate {
@@ -182,6 +188,13 @@ pub fn rates(drills: &[Earlier], backups: &[BackupSize]) -> Vec<Rate> {
             ),
             target: "below 10 % a month",
             met: Met::of(growth.map(|growth| growth < GROWTH_TARGET_PERCENT)),
+        },
+        Rate {
+            id: "backups",
+            title: "Backups of the last 30 days that succeeded",
+            actual: made.map_or_else(|| "could not be read".to_owned(), |(part, of)| share(part, of)),
+            target: "100 %",
+            met: made.map_or(Met::CannotBeSaid, |(part, of)| all(part, of)),
         },
     ]
 }
@@ -282,7 +295,7 @@ mod tests {
     }
 
     fn of(drills: &[Earlier], backups: &[BackupSize]) -> Vec<(String, Met)> {
-        let rates = rates(drills, backups);
+        let rates = rates(drills, backups, None);
         rates.into_iter().map(|rate| (rate.actual, rate.met)).collect()
     }
 
@@ -322,6 +335,29 @@ mod tests {
         {
             assert_eq!(seen[at], (words.into(), Met::CannotBeSaid));
         }
+    }
+
+    #[test]
+    fn backups_that_failed_count_and_unread_records_are_no_success() {
+        let of = |runs: Option<&BackupRuns>| {
+            let rates = rates(&[], &[], runs);
+            let rate = rates.into_iter().find(|rate| rate.id == "backups").unwrap();
+            assert!(
+                rate.title.contains(&BACKUP_RUNS_DAYS.to_string()),
+                "{}",
+                rate.title
+            );
+            (rate.actual, rate.met)
+        };
+        assert_eq!(of(None), ("could not be read".into(), Met::CannotBeSaid));
+        let mut runs = BackupRuns::default();
+        assert_eq!(of(Some(&runs)), ("there were none".into(), Met::CannotBeSaid));
+        runs.succeeded = (1..30).map(|day| format!("day-{day}")).collect();
+        assert_eq!(of(Some(&runs)), ("29 of 29 (100 %)".into(), Met::Met));
+        runs.failed = vec!["action_1".into()];
+        assert_eq!(of(Some(&runs)), ("29 of 30 (96 %)".into(), Met::NotMet));
+        runs.succeeded.clear();
+        assert_eq!(of(Some(&runs)), ("0 of 1 (0 %)".into(), Met::NotMet));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use postgres::{SystemIdentifier, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use crate::actions::ActionBy;
 use crate::container::Kind;
 use crate::repository::ClusterRepository;
 use crate::store::Put;
@@ -30,6 +31,17 @@ pub struct Claim {
     pub at: Timestamp,
     /// Why it was taken over, if it was.
     pub reason: Option<String>,
+    /// Who took it over; earlier versions did not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<ActionBy>,
+}
+
+/// A timeline that passed to another writer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TakeOver {
+    pub system: SystemIdentifier,
+    pub timeline: TimelineId,
+    pub claim: Claim,
 }
 
 impl ClusterRepository {
@@ -56,6 +68,7 @@ impl ClusterRepository {
                         writer: writer.clone(),
                         at: now,
                         reason: None,
+                        by: None,
                     };
                     let name = format!("{}{:08}", self.claims(system, timeline), 1);
                     // Created or not, what holds is what is read next.
@@ -73,6 +86,7 @@ impl ClusterRepository {
         timeline: TimelineId,
         writer: &Writer,
         reason: &str,
+        by: Option<&ActionBy>,
         now: Timestamp,
     ) -> Result<()> {
         let prefix = self.claims(system, timeline);
@@ -82,12 +96,41 @@ impl ClusterRepository {
             writer: writer.clone(),
             at: now,
             reason: Some(reason.to_string()),
+            by: by.cloned(),
         };
         let put = self.put_statement(Kind::Statement, &format!("{prefix}{:08}", number + 1), &claim)?;
         if put == Put::Created {
             return Ok(());
         }
         self.claim(system, timeline, writer, now)
+    }
+
+    /// Every claim that took a timeline over, of all systems, in order of time.
+    pub fn take_overs(&self) -> Result<Vec<TakeOver>> {
+        let mut take_overs = Vec::new();
+        for system in self.list_systems()? {
+            let prefix = format!("{}{}/claims/", self.names().wal(), system.0);
+            for object in self.store().list(&prefix)? {
+                let timeline = object
+                    .name
+                    .strip_prefix(&prefix)
+                    .and_then(|rest| u32::from_str_radix(rest.split('/').next()?, 16).ok());
+                let Some(timeline) = timeline.map(TimelineId) else {
+                    continue;
+                };
+                if let Some(claim) = self.get_statement::<Claim>(Kind::Statement, &object.name)?
+                    && claim.reason.is_some()
+                {
+                    take_overs.push(TakeOver {
+                        system,
+                        timeline,
+                        claim,
+                    });
+                }
+            }
+        }
+        take_overs.sort_by_key(|take_over| take_over.claim.at);
+        Ok(take_overs)
     }
 
     /// The claim that holds.
@@ -145,7 +188,7 @@ mod tests {
         // Another timeline is another claim.
         cluster.claim(system, TimelineId(2), &writer("b"), now()).unwrap();
         cluster
-            .take_over(system, timeline, &writer("b"), "failover", now())
+            .take_over(system, timeline, &writer("b"), "failover", None, now())
             .unwrap();
         cluster.claim(system, timeline, &writer("b"), now()).unwrap();
         assert_eq!(
@@ -157,9 +200,15 @@ mod tests {
         );
         let claim = cluster.current_claim(system, timeline).unwrap().unwrap();
         assert_eq!(
-            (claim.writer, claim.reason.as_deref()),
-            (writer("b"), Some("failover"))
+            (&claim.writer, claim.reason.as_deref()),
+            (&writer("b"), Some("failover"))
         );
+        let taken = TakeOver {
+            system,
+            timeline,
+            claim,
+        };
+        assert_eq!(cluster.take_overs().unwrap(), [taken]);
     }
 
     #[test]

@@ -7,11 +7,13 @@
 use diagnostic::{Error, Result};
 use jiff::Timestamp;
 
+use crate::actions::{ACTION, BEGUN};
 use crate::container::Kind;
 use crate::evidence_chain::{Addition, Chain, ChainLink, ChainResult, StoredLink, beginning, sha256};
 use crate::names::parse_counter;
 use crate::repository::ClusterRepository;
 use crate::store::{Put, check_name};
+use crate::verify::Finding;
 
 /// The longest name of a drill, in bytes.
 const DRILL_BYTES_MAX: usize = 100;
@@ -20,6 +22,8 @@ const APPENDS_TRIED: u32 = 1000;
 
 /// How the names of registrations begin; no drill's does.
 const REGISTRATION: &str = "registered_";
+/// What the first link of a drill, or of a registration, stands for.
+const MANIFEST: &str = "manifest.sha256";
 
 /// The name of a registration that is made now: `registered_YYYYMMDDTHHMMSS.ffffffZ`.
 pub fn registration_id(now: Timestamp) -> String {
@@ -66,7 +70,7 @@ impl ClusterRepository {
     /// The drills that have evidence, sorted.
     pub fn list_drills(&self) -> Result<Vec<String>> {
         let mut names = self.store().list_folders(&self.names().evidence())?;
-        names.retain(|name| !name.starts_with(REGISTRATION));
+        names.retain(|name| !name.starts_with(REGISTRATION) && !name.starts_with(ACTION));
         Ok(names)
     }
 
@@ -123,7 +127,7 @@ impl ClusterRepository {
         }
     }
 
-    fn append(
+    pub(crate) fn append(
         &self,
         drill: &str,
         manifest: String,
@@ -211,10 +215,49 @@ impl ClusterRepository {
         })
     }
 
-    /// Repeats every hash of the chain. That a drill's evidence still has the manifest that its link names is
-    /// for the caller to compare, who knows which file that is.
+    /// Repeats every hash of the chain. That what its links name is there still, [`check_linked`](Self::check_linked)
+    /// tells.
     pub fn verify_chain(&self) -> Result<ChainResult> {
         Ok(self.chain()?.check())
+    }
+
+    /// Looks at every file that a readable link of the chain names: whether it is there, with the SHA-256 that the link
+    /// has. An error means that the store could not be asked.
+    pub fn check_linked(&self, chain: &Chain) -> Result<Vec<Finding>> {
+        let mut findings = Vec::new();
+        for (link, _) in chain.readable() {
+            let (file, expected) = match &link.addition {
+                Some(addition) => (addition.file.as_str(), &addition.sha256),
+                None if link.drill.starts_with(ACTION) => (BEGUN, &link.manifest),
+                None => (MANIFEST, &link.manifest),
+            };
+            let number = link.number;
+            let (code, detail) = match self.get_evidence(&link.drill, file) {
+                Ok(Some(bytes)) if sha256(&bytes) == *expected => continue,
+                Ok(Some(_)) => (
+                    "evidence-differs",
+                    format!("It has not the SHA-256 that link {number} says."),
+                ),
+                Ok(None) => (
+                    "evidence-missing",
+                    format!("Link {number} names it, and it is not there."),
+                ),
+                Err(error) => match error.code() {
+                    "object-damaged" | "repository-format" | "evidence-name" => (
+                        "evidence-damaged",
+                        error.detail_text().unwrap_or(error.message()).to_string(),
+                    ),
+                    _ => return Err(error),
+                },
+            };
+            findings.push(Finding {
+                code: code.into(),
+                object: format!("{}{}/{file}", self.names().evidence(), link.drill),
+                detail,
+                affects: vec![format!("the evidence of {}", link.drill)],
+            });
+        }
+        Ok(findings)
     }
 }
 

@@ -86,6 +86,24 @@ impl ClusterRepository {
         }
     }
 
+    /// The statements that were made at this moment or later, or all that are kept, oldest first.
+    pub fn expiries(&self, since: Option<Timestamp>) -> Result<Vec<Expiry>> {
+        let mut names = self.store().list(&self.names().expiries())?;
+        let mut expiries = Vec::new();
+        while let Some(object) = names.pop() {
+            let Some(expiry) = self.get_statement::<Expiry>(Kind::Statement, &object.name)? else {
+                continue;
+            };
+            // What stands before it is older.
+            if since.is_some_and(|since| expiry.at < since) {
+                break;
+            }
+            expiries.push(expiry);
+        }
+        expiries.reverse();
+        Ok(expiries)
+    }
+
     /// The newest statement of an expiry that came to its end.
     pub fn last_finished_expiry(&self) -> Result<Option<Expiry>> {
         let mut names = self.store().list(&self.names().expiries())?;

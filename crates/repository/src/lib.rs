@@ -5,6 +5,7 @@
 //! backup exist; everything is verified when it is read, and damage is an error with a stable code, never a
 //! panic, never a wrong byte.
 
+mod actions;
 mod arrivals;
 mod backup;
 mod blocks;
@@ -43,12 +44,15 @@ mod verifications;
 mod verify;
 mod wal;
 
+pub use actions::{
+    ActionBegun, ActionBy, ActionEnded, ActionKind, ActionOutcome, OpenAction, RecordedAction,
+};
 pub use backup::{
     Backup, BackupTablespace, Collation, ConfigurationFile, ExcusedPage, Geometry, HistoryStep, PackUse,
     RECORD_VERSION, RecoverySettings, Tree, Unread,
 };
 pub use blocks::{BlockFacts, FilePart, FileWriter, PackStatistics, PackWriter};
-pub use claims::{Claim, Writer};
+pub use claims::{Claim, TakeOver, Writer};
 pub use collection::{
     CLOCK_TOLERANCE, CONDEMNED_WAIT, Collected, CondemnedPack, LiveRun, Removal, WalObject,
 };

@@ -7,6 +7,7 @@ use diagnostic::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::actions::ActionBy;
 use crate::container::Kind;
 use crate::names::BackupId;
 use crate::repository::ClusterRepository;
@@ -26,6 +27,9 @@ pub struct Pin {
     /// The pin ends by itself then.
     #[serde(default)]
     pub until: Option<Timestamp>,
+    /// Who said so; earlier versions did not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<ActionBy>,
 }
 
 impl Pin {
@@ -43,6 +47,7 @@ impl ClusterRepository {
         backup: BackupId,
         reason: &str,
         until: Option<Timestamp>,
+        by: Option<&ActionBy>,
         now: Timestamp,
     ) -> Result<()> {
         self.backup(backup)?;
@@ -53,13 +58,14 @@ impl ClusterRepository {
             reason: reason.to_string(),
             at: now,
             until,
+            by: by.cloned(),
         })?;
         // Whoever expires looks at pins directly before the record goes: now it is kept, or gone.
         self.backup(backup).map(drop)
     }
 
     /// Releases a backup; one that was never pinned is no error.
-    pub fn unpin(&self, backup: BackupId, reason: &str, now: Timestamp) -> Result<()> {
+    pub fn unpin(&self, backup: BackupId, reason: &str, by: Option<&ActionBy>, now: Timestamp) -> Result<()> {
         match self.pin_of(backup)? {
             Some(pin) if pin.pinned => self.state_pin(Pin {
                 version: 1,
@@ -68,6 +74,7 @@ impl ClusterRepository {
                 reason: reason.to_string(),
                 at: now,
                 until: None,
+                by: by.cloned(),
             }),
             _ => Ok(()),
         }
@@ -101,6 +108,16 @@ impl ClusterRepository {
             Some((_, name)) => self.get_statement(Kind::Statement, &name),
             None => Ok(None),
         }
+    }
+
+    /// All statements about all backups, in order of time.
+    pub fn pin_statements(&self) -> Result<Vec<Pin>> {
+        let mut pins: Vec<Pin> = Vec::new();
+        for object in self.store().list(&self.names().pins())? {
+            pins.extend(self.get_statement(Kind::Statement, &object.name)?);
+        }
+        pins.sort_by_key(|pin| pin.at);
+        Ok(pins)
     }
 
     /// The last statement about each backup that ever had one, oldest backup first.

@@ -9,6 +9,7 @@ use std::hint::black_box;
 use diagnostic::Result;
 use serde::de::DeserializeOwned;
 
+use crate::actions::{ActionBegun, ActionEnded};
 use crate::backup::{Backup, PackUse};
 use crate::claims::Claim;
 use crate::container::{self, Container, Kind};
@@ -173,6 +174,8 @@ fn statements(bytes: &[u8]) {
     black_box(json::<Expiry>(bytes));
     black_box(json::<Verification>(bytes));
     black_box(json::<ChainLink>(bytes));
+    black_box(crate::actions::decode::<ActionBegun>(bytes)).ok();
+    black_box(crate::actions::decode::<ActionEnded>(bytes)).ok();
     black_box(Chain::from_file(bytes).is_ok_and(|chain| chain.check().findings.is_empty()));
 }
 

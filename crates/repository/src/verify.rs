@@ -33,7 +33,7 @@ pub struct Finding {
     /// The object it was found in.
     pub object: String,
     pub detail: String,
-    /// What can no longer be relied on: backups, WAL, drills.
+    /// What can no longer be relied on: backups, WAL, evidence.
     pub affects: Vec<String>,
 }
 
@@ -520,7 +520,7 @@ impl Looking<'_> {
                 "expiring, by the packs condemned at",
             ),
             (names.leases(), Kind::Statement, "expiring, by the lease"),
-            (names.evidence(), Kind::Evidence, "the evidence of drill"),
+            (names.evidence(), Kind::Evidence, "the evidence of"),
         ] {
             self.each(&self.cluster.store().list(&prefix)?, &|object| {
                 let of = object

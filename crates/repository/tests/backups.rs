@@ -462,23 +462,28 @@ fn the_last_word_about_a_pin_holds() {
     let (backup, _) = back_up(&fixture.cluster, &files, None);
     let cluster = &fixture.cluster;
     assert_eq!(cluster.pins().unwrap(), []);
-    cluster.unpin(backup.backup, "never pinned", now()).unwrap();
+    cluster.unpin(backup.backup, "never pinned", None, now()).unwrap();
     assert_eq!(cluster.pin_of(backup.backup).unwrap(), None);
-    cluster.pin(backup.backup, "audit", None, now()).unwrap();
+    cluster.pin(backup.backup, "audit", None, None, now()).unwrap();
     assert!(
         cluster
             .pin_of(backup.backup)
             .unwrap()
             .is_some_and(|pin| pin.pinned && pin.reason == "audit")
     );
-    cluster.unpin(backup.backup, "audit is over", now()).unwrap();
+    cluster
+        .unpin(backup.backup, "audit is over", None, now())
+        .unwrap();
     let pins = cluster.pins().unwrap();
     assert_eq!(
         (pins.len(), pins[0].pinned, pins[0].reason.as_str()),
         (1, false, "audit is over")
     );
+    let statements = cluster.pin_statements().unwrap();
+    let reasons: Vec<&str> = statements.iter().map(|pin| pin.reason.as_str()).collect();
+    assert_eq!(reasons, ["audit", "audit is over"], "the history stays");
     let error = cluster
-        .pin("20200101T000000Z".parse().unwrap(), "x", None, now())
+        .pin("20200101T000000Z".parse().unwrap(), "x", None, None, now())
         .unwrap_err();
     assert_eq!(error.code(), "backup-missing");
 }

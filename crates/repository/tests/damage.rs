@@ -51,7 +51,10 @@ fn a_whole_repository_has_no_findings() {
         content[page * BLOCK_BYTES..(page + 1) * BLOCK_BYTES].copy_from_slice(&random.page());
     }
     back_up(&fixture.cluster, &set, Some(&second));
-    fixture.cluster.pin(first.backup, "audit", None, now()).unwrap();
+    fixture
+        .cluster
+        .pin(first.backup, "audit", None, None, now())
+        .unwrap();
     fixture.cluster.append_link("drill", [1; 32], now()).unwrap();
     for decode in [false, true] {
         let result = verify(&fixture.cluster, VerifyOptions { decode, threads: 2 }).unwrap();

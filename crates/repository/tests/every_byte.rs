@@ -58,7 +58,7 @@ fn small() -> Small {
             b"1\t0/500000\tx\n",
         )
         .unwrap();
-    cluster.pin(first.backup, "audit", None, now()).unwrap();
+    cluster.pin(first.backup, "audit", None, None, now()).unwrap();
     cluster.take_lease(&first, "restore", "here", now()).unwrap();
     cluster
         .state_expiry(repository::Expiry {
@@ -87,6 +87,18 @@ fn small() -> Small {
         })
         .unwrap();
     cluster.append_link("drill", [1; 32], now()).unwrap();
+    let by = repository::ActionBy {
+        account: "postgres".into(),
+        uid: 105,
+        login: None,
+        sudo_user: None,
+        host: "here".into(),
+    };
+    let begun = repository::ActionBegun::new(repository::ActionKind::Restore, now(), by, "main", "0.1.0");
+    let action = cluster.begin_action(&begun).unwrap();
+    cluster
+        .end_action(&action, &repository::ActionEnded::done(now(), None, None))
+        .unwrap();
     Small {
         backups: vec![first, second],
         files,

@@ -281,7 +281,10 @@ fn who_holds_a_lease_can_read_on_and_who_pinned_keeps() {
     beside(
         |world| {
             let backup = going(world)?;
-            world.cluster.pin(backup.backup, "audit", None, minutes(0)).ok()
+            world
+                .cluster
+                .pin(backup.backup, "audit", None, None, minutes(0))
+                .ok()
         },
         |world, pinned| {
             if pinned.is_some() {
@@ -318,7 +321,7 @@ fn a_pin_ends_and_packs_of_an_interrupted_run_stay_until_its_intent_has_lapsed()
     let oldest = world.cluster.backup_ids().unwrap()[0];
     world
         .cluster
-        .pin(oldest, "audit", Some(minutes(10)), minutes(-1))
+        .pin(oldest, "audit", Some(minutes(10)), None, minutes(-1))
         .unwrap();
     let run = world.cluster.start_run(None, minutes(-10)).unwrap();
     common::store_files(&run, &files(6), 1, 1, 1 << 20);
@@ -465,7 +468,7 @@ fn what_was_let_go_is_no_gap_and_what_was_lost_is_one() {
     let folder = tempfile::tempdir().unwrap();
     let world = original.copy(folder.path());
     let oldest = world.cluster.backup_ids().unwrap()[0];
-    world.cluster.pin(oldest, "", None, minutes(-1)).unwrap();
+    world.cluster.pin(oldest, "", None, None, minutes(-1)).unwrap();
     expire(&world, minutes(0)).unwrap();
     assert_eq!(segments(&world)[..2], [1, 10]);
     let copies = [world.cluster.clone()];

@@ -1,4 +1,7 @@
 //! `pgproof backup`: a base backup into every copy of a cluster.
+//!
+//! Invariant: one that fails leaves a record of its failure in a copy that takes it; one that succeeds is its own
+//! record, and costs no request more.
 
 use std::time::Duration;
 
@@ -6,15 +9,17 @@ use backup::base::{
     self, BackupResult, BaseBackupOptions, Connection, PlanOptions, ProtocolOptions, Reading,
 };
 use diagnostic::Result;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::account;
 use crate::cli;
 use crate::commands::list;
+use crate::config::{Cluster, Configuration};
 use crate::context::Context;
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
-use crate::{exit, output};
+use crate::{exit, output, recording};
 
 /// Shows the room's progress.
 struct Shown(Progress);
@@ -36,7 +41,7 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     let configuration = context.configuration()?;
     let cluster = configuration.cluster(arguments.of.cluster.as_deref())?;
     account::become_owner(&configuration, cluster)?;
-    let copies = Copies::open_all(&configuration, cluster, arguments.copy.as_deref())?;
+    let copies = open(context, &configuration, cluster, arguments)?;
     let plan_options = PlanOptions {
         full: arguments.full,
         read_all: arguments.read_all,
@@ -45,8 +50,10 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     let mut values = Vec::new();
     let mut code = exit::DONE;
     for copy in &copies {
-        let plan = base::plan(&cluster.connection, &copy.cluster, &plan_options, context.now())?;
+        let began = context.now();
+        let plan = base::plan(&cluster.connection, &copy.cluster, &plan_options, began);
         if arguments.dry_run {
+            let plan = plan?;
             if !context.json {
                 output::line(format!("Copy {} ({}):", copy.name, copy.url));
                 output::line(plan.to_string().trim_end());
@@ -54,6 +61,7 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
             values.push(json!({ "copy": copy.name, "plan": plan }));
             continue;
         }
+        let plan = recorded(context, &copies, cluster, copy, began, plan)?;
         for warning in &plan.warnings {
             output::notice(format!("warning: {warning}"));
         }
@@ -72,8 +80,9 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
             clock: &clock,
             progress: &shown,
         };
-        let result = base::run(&plan, &cluster.connection, &copy.cluster, &options)?;
+        let result = base::run(&plan, &cluster.connection, &copy.cluster, &options);
         drop(shown);
+        let result = recorded(context, &copies, cluster, copy, began, result)?;
         let requests = copy.cluster.repository().store().requests().since(&before);
         if !result.findings.is_empty() {
             code = exit::BAD;
@@ -102,8 +111,39 @@ pub fn run(context: &Context, arguments: &cli::Backup) -> Result<u8> {
     Ok(code)
 }
 
+/// Opens all copies. Where one cannot be opened, nothing is backed up, which is recorded in another.
+fn open(
+    context: &Context,
+    configuration: &Configuration,
+    cluster: &Cluster,
+    arguments: &cli::Backup,
+) -> Result<Vec<OpenCopy>> {
+    let copies = Copies::open(configuration, cluster, arguments.copy.as_deref())?;
+    if let (Some((name, error)), false) = (copies.failed.first(), arguments.dry_run) {
+        let now = context.now();
+        recording::failed_backup(&copies.open, &cluster.name, name, now, now, error);
+    }
+    copies.all(cluster)
+}
+
+/// The same result; a failure is recorded.
+fn recorded<T>(
+    context: &Context,
+    copies: &[OpenCopy],
+    cluster: &Cluster,
+    copy: &OpenCopy,
+    began: Timestamp,
+    result: Result<T>,
+) -> Result<T> {
+    if let Err(error) = &result {
+        let now = context.now();
+        recording::failed_backup(copies, &cluster.name, &copy.name, began, now, error);
+    }
+    result
+}
+
 /// What the configuration says of a backup; the parent is chosen, and read from, as usual.
-fn plan_options(cluster: &crate::config::Cluster) -> PlanOptions {
+fn plan_options(cluster: &Cluster) -> PlanOptions {
     PlanOptions {
         data_directory: cluster.data_directory.clone(),
         full: false,
@@ -118,15 +158,13 @@ fn plan_options(cluster: &crate::config::Cluster) -> PlanOptions {
 }
 
 /// A backup into every copy before a drill, with the defaults; what it says, goes to standard error alone.
-pub fn before_drill(
-    context: &Context,
-    cluster: &crate::config::Cluster,
-    copies: &[OpenCopy],
-) -> Result<Vec<String>> {
+pub fn before_drill(context: &Context, cluster: &Cluster, copies: &[OpenCopy]) -> Result<Vec<String>> {
     let plan_options = plan_options(cluster);
     let mut made = Vec::new();
     for copy in copies {
-        let plan = base::plan(&cluster.connection, &copy.cluster, &plan_options, context.now())?;
+        let began = context.now();
+        let plan = base::plan(&cluster.connection, &copy.cluster, &plan_options, began);
+        let plan = recorded(context, copies, cluster, copy, began, plan)?;
         for warning in &plan.warnings {
             output::notice(format!("warning: {warning}"));
         }
@@ -141,7 +179,9 @@ pub fn before_drill(
             clock: &clock,
             progress: &shown,
         };
-        let result = base::run(&plan, &cluster.connection, &copy.cluster, &options)?;
+        let result = base::run(&plan, &cluster.connection, &copy.cluster, &options);
+        drop(shown);
+        let result = recorded(context, copies, cluster, copy, began, result)?;
         made.push(format!("{} into {}", result.backup.backup, copy.name));
     }
     Ok(made)

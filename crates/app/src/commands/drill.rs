@@ -78,7 +78,7 @@ pub fn run(context: &Context, arguments: &cli::DrillRun) -> Result<u8> {
     let setup = Setup::new(context, &arguments.of, Purpose::Run)?;
     let copy = setup.copy()?;
     let backups = copy.cluster.backups()?;
-    let beside = setup.beside(&backups)?;
+    let beside = setup.beside(&backups, context.now())?;
     let documents = |facts: &Facts, verdict: &Verdict| report::documents(facts, verdict, &beside);
     // The room chooses the backup: the newest one for a point that it makes itself.
     let possible = match &setup.profile.target {

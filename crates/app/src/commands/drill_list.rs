@@ -7,7 +7,7 @@ use diagnostic::Result;
 use drill::sign_off::shown_status;
 use jiff::tz::TimeZone;
 use report::trend::Rate;
-use report::{BackupSize, Earlier, forecast_words};
+use report::{BackupRuns, BackupSize, Earlier, forecast_words};
 use serde_json::{Value, json};
 
 use super::drill_due::{self, DueDrill};
@@ -73,7 +73,8 @@ pub fn run(context: &Context, arguments: &cli::OfCluster) -> Result<u8> {
         ]);
     }
     let trends = trends(&drills);
-    let rates = rates(&drills, &sizes(&copies));
+    let runs = stored::backup_runs(&copies, context.now());
+    let rates = rates(&drills, &sizes(&copies), runs.as_ref());
     if context.json {
         let scheduled: Vec<Value> = due.iter().map(DueDrill::value).collect();
         let trends: Vec<Value> = trends
@@ -212,7 +213,7 @@ fn sizes(copies: &[OpenCopy]) -> Vec<BackupSize> {
 }
 
 /// For each profile, what its drills and the backups add up to.
-fn rates(drills: &[Recorded], backups: &[BackupSize]) -> Vec<(String, Vec<Rate>)> {
+fn rates(drills: &[Recorded], backups: &[BackupSize], runs: Option<&BackupRuns>) -> Vec<(String, Vec<Rate>)> {
     let readable = drills
         .iter()
         .filter_map(|drill| drill.facts.as_ref().zip(drill.verdict.as_ref()));
@@ -225,7 +226,7 @@ fn rates(drills: &[Recorded], backups: &[BackupSize]) -> Vec<(String, Vec<Rate>)
     }
     profiles
         .into_iter()
-        .map(|(profile, drills)| (profile.to_owned(), report::trend::rates(&drills, backups)))
+        .map(|(profile, drills)| (profile.to_owned(), report::trend::rates(&drills, backups, runs)))
         .collect()
 }
 

@@ -29,7 +29,7 @@ pub fn run(context: &Context, arguments: &cli::DrillResume) -> Result<u8> {
         .iter()
         .filter(|backup| Some(backup.backup.as_str()) == used);
     let leases = lease::take(copy, used, "drill")?;
-    let beside = setup.beside(&backups)?;
+    let beside = setup.beside(&backups, context.now())?;
     let documents = |facts: &Facts, verdict: &Verdict| report::documents(facts, verdict, &beside);
     let abort = drill_run::abort_on_signals()?;
     let shown = drill_run::Shown::new();

@@ -18,7 +18,7 @@ pub fn run(context: &Context, arguments: &cli::DrillSelftest) -> Result<u8> {
     // Faults fall into whatever the drills read, older versions included.
     let backups = copy.cluster.backups()?;
     let leases = lease::take(copy, &backups, "drill selftest")?;
-    let beside = setup.beside(&backups)?;
+    let beside = setup.beside(&backups, context.now())?;
     let documents = |facts: &Facts, verdict: &Verdict| report::documents(facts, verdict, &beside);
     let abort = drill_run::abort_on_signals()?;
     let shown = drill_run::Shown::new();

@@ -195,11 +195,13 @@ impl Setup {
     }
 
     /// What stands beside the facts of a drill in its report.
-    pub fn beside(&self, backups: &[Backup]) -> Result<Circumstances> {
+    pub fn beside(&self, backups: &[Backup], now: Timestamp) -> Result<Circumstances> {
         let frequency = self.configuration.frequency(&self.profile.name);
+        let copy = std::slice::from_ref(self.copy()?);
         Ok(Circumstances {
-            earlier: stored::earlier(std::slice::from_ref(self.copy()?), None)?,
+            earlier: stored::earlier(copy, None)?,
             backups: stored::sizes(backups),
+            backup_runs: stored::backup_runs(copy, now),
             frequency: Some(frequency.as_str().to_owned()),
             ..Circumstances::default()
         })

@@ -3,7 +3,7 @@
 //! Invariant: that a file is damaged or gone is something to judge, and is kept as such; that it could not be looked at
 //! is an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use diagnostic::{Error, Result};
@@ -12,8 +12,10 @@ use drill::evidence::{CHAIN, MANIFEST};
 use drill::follow_up::{self, FollowUp};
 use drill::sign_off::{self, Signature, Signers};
 use drill::{Facts, Verdict, judge};
-use report::{BackupSize, Circumstances, Earlier};
-use repository::{Backup, Chain, ClusterRepository};
+use jiff::{SignedDuration, Timestamp};
+use report::trend::BACKUP_RUNS_DAYS;
+use report::{BackupRuns, BackupSize, Circumstances, Earlier};
+use repository::{ActionKind, ActionOutcome, Backup, BackupId, Chain, ClusterRepository};
 
 use crate::account;
 use crate::config::{Cluster, Configuration};
@@ -55,6 +57,12 @@ pub fn drills(cluster: &ClusterRepository) -> Result<Vec<String>> {
     let mut drills = cluster.list_drills()?;
     drills.retain(|id| id.starts_with(DRILL_PREFIX));
     Ok(drills)
+}
+
+/// The moment in a drill's name.
+pub fn moment(drill: &str) -> Option<Timestamp> {
+    let id: BackupId = drill.strip_prefix(DRILL_PREFIX)?.parse().ok()?;
+    id.moment()
 }
 
 /// The first copy that has this drill, or the latest one of all. Error: `drill-missing`.
@@ -235,6 +243,10 @@ pub fn circumstances(
         earlier: earlier(std::slice::from_ref(copy), Some(drill))?,
         // That they cannot be read is told where they are looked at: here their growth cannot be said.
         backups: sizes(&copy.cluster.backups().unwrap_or_default()),
+        backup_runs: backup_runs(
+            std::slice::from_ref(copy),
+            facts.finished_at.unwrap_or(facts.started_at),
+        ),
         frequency: Some(frequency.as_str().to_owned()),
     })
 }
@@ -252,6 +264,43 @@ pub fn sizes(backups: &[Backup]) -> Vec<BackupSize> {
             bytes: backup.bytes_restored,
         })
         .collect()
+}
+
+/// How the backups into these copies ended, over some days up to `until`; nothing where a copy does not tell.
+pub fn backup_runs(copies: &[OpenCopy], until: Timestamp) -> Option<BackupRuns> {
+    let since = until
+        .checked_sub(SignedDuration::from_hours(24 * BACKUP_RUNS_DAYS))
+        .ok()?;
+    let mut runs = BackupRuns::default();
+    for copy in copies {
+        let (made, failed) = runs_of(copy, since, until).ok()?;
+        runs.succeeded.extend(made.iter().map(BackupId::to_string));
+        runs.failed.extend(failed);
+    }
+    runs.succeeded.sort();
+    runs.failed.sort();
+    Some(runs)
+}
+
+/// The backups that one copy holds or has let go, and the records of those that failed.
+fn runs_of(copy: &OpenCopy, since: Timestamp, until: Timestamp) -> Result<(BTreeSet<BackupId>, Vec<String>)> {
+    let mut made: BTreeSet<BackupId> = copy.cluster.backup_ids()?.into_iter().collect();
+    for expiry in copy.cluster.expiries(Some(since))? {
+        made.extend(expiry.removed);
+    }
+    made.retain(|id| id.moment().is_some_and(|at| at >= since && at <= until));
+    let mut failed = Vec::new();
+    for action in copy.cluster.actions(Some(since))? {
+        // Whichever copy it names: where one could not be opened, nothing was backed up into the others either.
+        if let (Ok(begun), Some(Ok(ended))) = (&action.begun, &action.ended)
+            && begun.action == ActionKind::Backup
+            && begun.at <= until
+            && ended.outcome == ActionOutcome::Failed
+        {
+            failed.push(format!("{}/ended.json", action.name));
+        }
+    }
+    Ok((made, failed))
 }
 
 /// `DRILL_REPORT_DIR`, or the default below the working directory.

@@ -423,6 +423,7 @@ fn state(context: &Context, statement: &Statement<'_>) -> Result<u8> {
     let configuration = context.configuration()?;
     let (cluster, copies) = open(&configuration, statement.cluster)?;
     let (_, named) = find(&copies, statement.backup)?;
+    let by = crate::recording::by();
     let mut changed = Vec::new();
     for copy in &copies {
         if !copy.cluster.backup_ids()?.contains(&named.backup) {
@@ -443,8 +444,12 @@ fn state(context: &Context, statement: &Statement<'_>) -> Result<u8> {
         changed.push(copy.name.clone());
         match statement.pin {
             _ if statement.dry_run => {}
-            Some(until) => copy.cluster.pin(named.backup, statement.reason, until, now)?,
-            None => copy.cluster.unpin(named.backup, statement.reason, now)?,
+            Some(until) => copy
+                .cluster
+                .pin(named.backup, statement.reason, until, Some(&by), now)?,
+            None => copy
+                .cluster
+                .unpin(named.backup, statement.reason, Some(&by), now)?,
         }
     }
     let pinned = statement.pin.is_some();

@@ -1,4 +1,7 @@
 //! `pgproof restore`: prints the plan, executes it, and says what to do next; `--adopt` makes the result production.
+//!
+//! Invariant: a restore or an adoption that changes anything is recorded in the repository before its first write; a
+//! repository that takes no record stands in the way of neither.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -6,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use diagnostic::{Error, Result};
 use history::Target;
-use repository::{Backup, BackupId};
+use repository::{ActionBegun, ActionKind, Backup, BackupId};
 use restore::{
     Action, Configuration, ExecuteOptions, Plan, Purpose, Request, Step, StopRequest, TablespaceChoice,
 };
@@ -19,6 +22,7 @@ use crate::config::Cluster;
 use crate::context::{Context, comparing, cores};
 use crate::copies::{Copies, OpenCopy};
 use crate::progress::Progress;
+use crate::recording::{self, Recording};
 use crate::targets::Timeline;
 use crate::{exit, lease, output, programs, settings, targets};
 
@@ -78,7 +82,8 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
 
     let configuration = context.configuration()?;
     let cluster = configuration.cluster(arguments.of.cluster.as_deref())?;
-    // Root stays root: it may have to make folders and give files away. The repository is only read.
+    // Root stays root: it may have to make folders and give files away. Into the repository go a lease and the record
+    // of what is done; a folder's objects belong to the folder's owner, whoever makes them.
     let owner = account::owner(&configuration, cluster).filter(|_| Account::current().is_root());
     let copies = Copies::open_any(&configuration, cluster, arguments.copy.as_deref())?;
     let backups = archive::backups(&copies)?;
@@ -93,6 +98,7 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         ))
     })?;
     let archive = archive::open(&copies, system)?;
+    let asked = target.options();
     let timeline = match timeline {
         Some(Timeline::Number(number)) => Some(number),
         Some(Timeline::Latest) => restore::newest_timeline(&backups, &archive)?,
@@ -150,6 +156,10 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
     // From here on `expire` keeps the backup, and the WAL behind it.
     let planned = backups.iter().find(|backup| backup.backup == plan.backup);
     let leases = lease::take(copy, planned, "restore")?;
+    // What takes no lease takes no record either.
+    let others = copies.iter().filter(|other| other.name != copy.name);
+    let takers = std::iter::once(copy).filter(|_| !leases.is_empty()).chain(others);
+    let recording = recording::begin(takers, &begun(&plan, copy, asked, context.now()));
     let shown = Shown {
         progress: Progress::new("restore"),
         stage: Mutex::new("writing files"),
@@ -160,8 +170,20 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         threads,
         progress: &shown,
     };
-    let result = restore::execute(&plan, &copy.cluster, &options)?;
+    let executed = restore::execute(&plan, &copy.cluster, &options);
     drop(shown);
+    let result = match executed {
+        Ok(result) => result,
+        Err(error) => {
+            recording.failed(context.now(), &error);
+            return Err(error);
+        }
+    };
+    let (bytes, files) = match &result.delta {
+        Some(counts) => (counts.bytes_written, None),
+        None => (result.bytes, Some(result.files)),
+    };
+    recording.done(context.now(), Some(bytes), files);
     // The server that is started now fetches its WAL.
     leases.leave_for(RECOVERY_LEASE);
     if context.json {
@@ -173,6 +195,22 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
         next(context, cluster, &plan, owner);
     }
     Ok(exit::DONE)
+}
+
+/// What is recorded of a restore before it begins.
+fn begun(plan: &Plan, copy: &OpenCopy, target: String, now: jiff::Timestamp) -> ActionBegun {
+    let kind = match plan.delta {
+        Some(_) => ActionKind::RestoreDelta,
+        None => ActionKind::Restore,
+    };
+    ActionBegun {
+        copy: Some(copy.name.clone()),
+        backup: Some(plan.backup),
+        target: Some(target),
+        timeline: Some(plan.timeline),
+        destination: Some(plan.destination.display().to_string()),
+        ..recording::begun(kind, &plan.cluster, now)
+    }
 }
 
 /// What a delta compared, wrote and removed, in words.
@@ -363,7 +401,21 @@ fn adopt(context: &Context, directory: &Path, dry_run: bool) -> Result<u8> {
         }
         return Ok(exit::DONE);
     }
-    let adopted = restore::adopt(&directory)?;
+    let recording = marker
+        .as_ref()
+        .map(|marker| record_adoption(context, marker, &directory));
+    let adopted = match restore::adopt(&directory) {
+        Ok(adopted) => adopted,
+        Err(error) => {
+            if let Some(recording) = recording {
+                recording.failed(context.now(), &error);
+            }
+            return Err(error);
+        }
+    };
+    if let Some(recording) = recording {
+        recording.done(context.now(), None, None);
+    }
     if context.json {
         output::json(&json!({ "data_directory": directory, "marker": marker, "adopted": adopted }));
         return Ok(exit::DONE);
@@ -383,4 +435,27 @@ fn adopt(context: &Context, directory: &Path, dry_run: bool) -> Result<u8> {
         output::line(format!("Next: {next}"));
     }
     Ok(exit::DONE)
+}
+
+/// Records an adoption where the configuration says which repository the directory came from. It needs neither.
+fn record_adoption(context: &Context, marker: &restore::Marker, directory: &Path) -> Recording {
+    let kind = ActionKind::Adopt;
+    let opened = context.configuration().and_then(|configuration| {
+        let cluster = configuration.cluster(Some(&marker.cluster))?;
+        Copies::open(&configuration, cluster, None)
+    });
+    let copies = match opened {
+        Ok(copies) => copies,
+        Err(error) => return recording::none(kind, Some(&error)),
+    };
+    if let (true, Some((_, error))) = (copies.open.is_empty(), copies.failed.first()) {
+        return recording::none(kind, Some(error));
+    }
+    let begun = ActionBegun {
+        backup: marker.backup.parse().ok(),
+        target: Some(marker.target.clone()),
+        destination: Some(directory.display().to_string()),
+        ..recording::begun(kind, &marker.cluster, context.now())
+    };
+    recording::begin(&copies.open, &begun)
 }

@@ -165,6 +165,7 @@ pub fn take_over(context: &Context, arguments: &cli::WalTakeOver) -> Result<u8> 
         }
     };
     let copies = Copies::open_all(&configuration, cluster, None)?;
+    let by = crate::recording::by();
     for copy in &copies {
         let before = copy.cluster.current_claim(system, timeline)?;
         let words = match &before {
@@ -176,8 +177,14 @@ pub fn take_over(context: &Context, arguments: &cli::WalTakeOver) -> Result<u8> 
             None => "was nobody's and becomes this server's".to_owned(),
         };
         if !arguments.dry_run && before.is_none_or(|claim| claim.writer != writer) {
-            copy.cluster
-                .take_over(system, timeline, &writer, &arguments.reason, context.now())?;
+            copy.cluster.take_over(
+                system,
+                timeline,
+                &writer,
+                &arguments.reason,
+                Some(&by),
+                context.now(),
+            )?;
         }
         output::line(format!(
             "copy {}: archiving timeline {timeline} {words}",
