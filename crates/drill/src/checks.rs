@@ -155,11 +155,12 @@ pub fn draft(id: &str) -> Option<Draft> {
 }
 
 /// A draft that always exists: unknown ids are programming errors and would be visible as such.
-fn known(id: &'static str) -> Draft {
+pub(crate) fn known(id: &'static str) -> Draft {
     draft(id).unwrap_or_else(|| Draft::new(id, "unknown check", "-"))
 }
 
-fn listed(mut names: Vec<String>) -> String {
+/// The first names of a list, and how many there are more.
+pub(crate) fn listed(mut names: Vec<String>) -> String {
     let more = names.len().saturating_sub(NAMED_MAX);
     names.truncate(NAMED_MAX);
     let mut text = names.join(", ");

@@ -10,13 +10,13 @@ use aws_lc_rs::digest::{SHA256, digest};
 use diagnostic::{Error, Result};
 use jiff::Timestamp;
 use repository::ClusterRepository;
+/// The manifest's name.
+pub use repository::MANIFEST;
 
 use crate::facts::Facts;
 use crate::options::Documents;
 use crate::verdict::Verdict;
 
-/// The manifest's name.
-pub const MANIFEST: &str = "manifest.sha256";
 /// The chain's name, beside a bundle outside of the repository.
 pub const CHAIN: &str = "chain.json";
 

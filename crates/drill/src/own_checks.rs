@@ -25,7 +25,7 @@ use crate::stops::promote;
 use crate::user_checks::{CheckKind, UserCheck};
 use crate::verdict::code;
 
-pub(crate) use application::{ask_before, wait_until_ready};
+pub(crate) use application::{Endpoints, ask_before, wait_until_ready};
 
 /// The server that checks ask.
 pub(crate) trait Server {
@@ -56,7 +56,7 @@ impl Server for Copy {
 }
 
 /// What checks are made with: the server, and what is known and allowed beside it.
-pub(crate) struct Ground<'a> {
+pub(crate) struct Subject<'a> {
     pub server: &'a dyn Server,
     pub profile: &'a Profile,
     /// In which the server is asked about itself, and a check that names none looks.
@@ -67,31 +67,28 @@ pub(crate) struct Ground<'a> {
     pub began_at: Timestamp,
     /// The drill's, for programs.
     pub id: &'a str,
-    /// The base of the application's endpoints.
-    pub api_base_url: Option<&'a str>,
+    pub endpoints: Endpoints<'a>,
     /// The base of the application's pages, for programs.
     pub web_base_url: Option<&'a str>,
     /// What endpoints answered before anything was restored, by check.
     pub before: &'a BTreeMap<String, HttpSeen>,
-    pub clock: &'a dyn Fn() -> Timestamp,
     /// Set from outside to end it.
     pub abort: &'a AtomicBool,
 }
 
-impl<'a> Ground<'a> {
+impl<'a> Subject<'a> {
     /// That of a drill, in the copy.
-    fn of(run: &'a Run<'_>, copy: &'a Copy, database: &'a str) -> Ground<'a> {
-        Ground {
+    fn of(run: &'a Run<'_>, copy: &'a Copy, database: &'a str) -> Subject<'a> {
+        Subject {
             server: copy,
             profile: &run.drill.profile,
             database,
             target: run.facts.instant("recovered-commit").map(|instant| instant.at),
             began_at: run.facts.started_at,
             id: &run.facts.identity.drill_id,
-            api_base_url: run.drill.api_base_url.as_deref(),
+            endpoints: Endpoints::of(run.drill),
             web_base_url: run.drill.web_base_url.as_deref(),
             before: &run.before,
-            clock: run.drill.clock,
             abort: run.drill.abort,
         }
     }
@@ -154,8 +151,7 @@ impl Found {
 /// Waits until the application answers as expected, where the profile says how. False: it never did.
 pub(crate) fn is_ready(run: &mut Run<'_>) -> Result<bool> {
     let drill = run.drill;
-    let base = drill.api_base_url.as_deref();
-    wait_until_ready(&drill.profile, base, drill.clock, drill.abort, &mut |text| {
+    wait_until_ready(&drill.profile, &Endpoints::of(drill), drill.abort, &mut |text| {
         run.note(text);
     })
 }
@@ -175,11 +171,11 @@ pub(crate) fn make(run: &mut Run<'_>, copy: &mut Copy, database: &str) -> Result
             substitute(run, grant);
         }
         let started = Instant::now();
-        let mut made = one(&Ground::of(run, copy, database), check);
+        let mut made = one(&Subject::of(run, copy, database), check);
         // A lock that replay holds goes away with recovery.
         if made.result == CheckResult::CouldNotLook && made.actual.contains("55P03") {
             promote(run, copy)?;
-            made = one(&Ground::of(run, copy, database), check);
+            made = one(&Subject::of(run, copy, database), check);
         }
         record(run, made, started.elapsed());
     }
@@ -204,34 +200,34 @@ fn record(run: &mut Run<'_>, check: Check, duration: Duration) {
 }
 
 /// One check. Counts of rows need production beside the copy, and are made where the rows are proved.
-pub(crate) fn one(ground: &Ground<'_>, check: &UserCheck) -> Check {
-    let of = |named: &Option<String>| named.clone().unwrap_or_else(|| ground.database.to_string());
+pub(crate) fn one(subject: &Subject<'_>, check: &UserCheck) -> Check {
+    let of = |named: &Option<String>| named.clone().unwrap_or_else(|| subject.database.to_string());
     let found = match &check.kind {
         CheckKind::Sql {
             database: named,
             sql,
             expect,
-        } => return checks::of_user(check, expect, database::ask(ground, &of(named), sql)),
+        } => return checks::of_user(check, expect, database::ask(subject, &of(named), sql)),
         CheckKind::RowCounts { .. } => Found::not_run("rows are counted where the rows are proved"),
-        CheckKind::Orphans => database::orphans(ground),
+        CheckKind::Orphans => database::orphans(subject),
         CheckKind::Freshness {
             database: named,
             table,
             column,
             within,
-        } => database::freshness(ground, &of(named), (table, column), *within),
+        } => database::freshness(subject, &of(named), (table, column), *within),
         CheckKind::Indexes {
             database: named,
             names,
-        } => database::indexes(ground, &of(named), names),
-        CheckKind::Http { .. } => application::http(ground, check),
-        CheckKind::Command(command) => application::command(ground, command),
-        CheckKind::Junit { files } => application::junit(ground, files),
+        } => database::indexes(subject, &of(named), names),
+        CheckKind::Http { .. } => application::http(subject, check),
+        CheckKind::Command(command) => application::command(subject, command),
+        CheckKind::Junit { files } => application::junit(subject, files),
         CheckKind::Latency {
             of: asked,
             p95,
             samples,
-        } => application::latency(ground, asked, *p95, *samples),
+        } => application::latency(subject, asked, *p95, *samples),
     };
     checks::found(
         check,

@@ -20,7 +20,7 @@ use crate::amcheck::{self, Extension};
 use crate::checks::{self, Draft};
 use crate::facts::{Category, Check, CheckResult, Objectives};
 use crate::options::{BUILT_IN_CHECKS, Profile, Watcher};
-use crate::own_checks::{self, Ground, Server};
+use crate::own_checks::{self, Endpoints, Server, Subject};
 use crate::rows;
 use crate::server_error::recordable;
 use crate::soundness::{amcheck_all, collations, databases};
@@ -145,17 +145,16 @@ pub fn verify_server(given: &ServerToVerify<'_>) -> Result<ServerVerification> {
     let (recovery, replayed) = recovery(&mut session, &facts)?;
     let target = given.target.or(replayed).unwrap_or(facts.now);
     let nothing = BTreeMap::new();
-    let ground = Ground {
+    let subject = Subject {
         server: &server,
         profile: given.profile,
         database,
         target: Some(target),
         began_at,
         id: "",
-        api_base_url: given.api_base_url,
+        endpoints: Endpoints::new(given.api_base_url, given.clock),
         web_base_url: given.web_base_url,
         before: &nothing,
-        clock: given.clock,
         abort: given.abort,
     };
     let mut looking = Looking {
@@ -169,12 +168,12 @@ pub fn verify_server(given: &ServerToVerify<'_>) -> Result<ServerVerification> {
         let seen = collations(&server, &mut session);
         Ok(match seen {
             Ok((compared, different)) => checks::collation_versions(compared, &different),
-            Err(error) => drafted("collation-versions").could_not_look(recordable(&error)),
+            Err(error) => checks::known("collation-versions").could_not_look(recordable(&error)),
         })
     })?;
     let is_indexes = |check: &UserCheck| matches!(check.kind, CheckKind::Indexes { .. });
     if !given.profile.user_checks.iter().any(is_indexes) {
-        looking.add(|| Ok(own_checks::one(&ground, &every_index())))?;
+        looking.add(|| Ok(own_checks::one(&subject, &every_index())))?;
     }
     if given.profile.asks_for("amcheck") {
         let differ = looking
@@ -186,11 +185,11 @@ pub fn verify_server(given: &ServerToVerify<'_>) -> Result<ServerVerification> {
     drop(session);
     let note = &mut |text: &str| given.watcher.note(text);
     // What never becomes ready fails as the check that it is.
-    own_checks::wait_until_ready(given.profile, given.api_base_url, given.clock, given.abort, note)?;
+    own_checks::wait_until_ready(given.profile, &subject.endpoints, given.abort, note)?;
     for check in &given.profile.user_checks {
         if !matches!(check.kind, CheckKind::RowCounts { .. }) {
             given.watcher.note(&format!("check {}", check.id));
-            looking.add(|| Ok(own_checks::one(&ground, check)))?;
+            looking.add(|| Ok(own_checks::one(&subject, check)))?;
         }
     }
     let checks = looking.checks;
@@ -279,25 +278,20 @@ fn not_made(profile: &Profile) -> Vec<NotMade> {
     built_in.chain(counts).collect()
 }
 
-fn drafted(id: &'static str) -> Draft {
-    checks::draft(id).unwrap_or_else(|| Draft::new(id, "unknown check", "-"))
-}
-
 fn identity(facts: &ServerFacts, expected: Option<SystemIdentifier>) -> Check {
     let own = facts.system_identifier;
-    let Some(expected) = expected else {
-        let draft = Draft::new(
-            "identity",
-            "the server's system identifier against that of the cluster's backups",
-            "the system identifier of the backups",
-        );
-        return draft.not_run("there is no backup to compare with");
-    };
+    let told = expected.map_or_else(
+        || "that of the backups".to_string(),
+        |expected| expected.to_string(),
+    );
     let draft = Draft::new(
         "identity",
         "the server's system identifier against that of the cluster's backups",
-        expected.to_string(),
+        told,
     );
+    let Some(expected) = expected else {
+        return draft.not_run("there is no backup to compare with");
+    };
     match own == expected {
         true => draft.is(CheckResult::Pass, None, own.to_string()),
         false => draft.is(
@@ -425,9 +419,9 @@ fn amcheck_of(
     };
     Ok(match look(session) {
         Ok(Ok(check)) => check,
-        Ok(Err(why)) => drafted("amcheck").not_run(why),
+        Ok(Err(why)) => checks::known("amcheck").not_run(why),
         Err(error) if error.code() == "drill-aborted" => return Err(error),
-        Err(error) => drafted("amcheck").could_not_look(recordable(&error)),
+        Err(error) => checks::known("amcheck").could_not_look(recordable(&error)),
     })
 }
 

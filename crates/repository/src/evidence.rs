@@ -22,8 +22,8 @@ const APPENDS_TRIED: u32 = 1000;
 
 /// How the names of registrations begin; no drill's does.
 const REGISTRATION: &str = "registered_";
-/// What the first link of a drill, or of a registration, stands for.
-const MANIFEST: &str = "manifest.sha256";
+/// The file of a drill, or of a registration, that its first link stands for.
+pub const MANIFEST: &str = "manifest.sha256";
 
 /// The name of a registration that is made now: `registered_YYYYMMDDTHHMMSS.ffffffZ`.
 pub fn registration_id(now: Timestamp) -> String {

@@ -56,7 +56,7 @@ pub use claims::{Claim, TakeOver, Writer};
 pub use collection::{
     CLOCK_TOLERANCE, CONDEMNED_WAIT, Collected, CondemnedPack, LiveRun, Removal, WalObject,
 };
-pub use evidence::registration_id;
+pub use evidence::{MANIFEST, registration_id};
 pub use evidence_chain::{Addition, Chain, ChainLink, ChainResult, StoredLink, first_difference};
 pub use expiries::{ExpiredWal, Expiry, ProtectedBackup, merge_expired};
 pub use identity::{BlockDigest, Identity};

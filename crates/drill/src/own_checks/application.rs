@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use diagnostic::Result;
 use serde_json::Value;
 
-use super::{Found, Ground, database, health_words, substitute};
+use super::{Found, Subject, database, health_words, substitute};
 use crate::engine::Run;
 use crate::facts::{
     CheckDetail, CommandDetail, HttpDetail, HttpExpectation, HttpSeen, JunitDetail, LatencyDetail,
 };
 use crate::http::{Answer, Base};
 use crate::junit as results;
-use crate::options::{Grant, Profile};
+use crate::options::{Drill, Grant, Profile};
 use crate::rows::aborted;
 use crate::user_checks::{Asked, CheckKind, CommandCheck, UserCheck};
 use crate::verdict::code;
@@ -52,17 +52,18 @@ const WORDS: [&str; 17] = [
 ];
 
 /// Where the application's endpoints are, and the clock by which they are asked.
-struct Endpoints<'a> {
+pub(crate) struct Endpoints<'a> {
     base: Option<&'a str>,
     clock: &'a dyn Fn() -> jiff::Timestamp,
 }
 
 impl<'a> Endpoints<'a> {
-    fn of(ground: &Ground<'a>) -> Endpoints<'a> {
-        Endpoints {
-            base: ground.api_base_url,
-            clock: ground.clock,
-        }
+    pub fn new(base: Option<&'a str>, clock: &'a dyn Fn() -> jiff::Timestamp) -> Endpoints<'a> {
+        Endpoints { base, clock }
+    }
+
+    pub fn of(drill: &'a Drill<'_>) -> Endpoints<'a> {
+        Endpoints::new(drill.api_base_url.as_deref(), drill.clock)
     }
 
     fn base(&self) -> Result<Base, String> {
@@ -88,10 +89,7 @@ const NO_GRANT_HTTP: &str = "the profile does not grant \"http\": nothing is ask
 
 /// Asks every endpoint once, before anything is restored.
 pub(crate) fn ask_before(run: &mut Run<'_>) -> Result<((), String)> {
-    let endpoints = Endpoints {
-        base: run.drill.api_base_url.as_deref(),
-        clock: run.drill.clock,
-    };
+    let endpoints = Endpoints::of(run.drill);
     let mut asked = 0;
     for check in &run.drill.profile.user_checks {
         if let CheckKind::Http {
@@ -110,18 +108,13 @@ pub(crate) fn ask_before(run: &mut Run<'_>) -> Result<((), String)> {
 /// Waits until every endpoint that tells readiness answers as expected. True: they did, or there are none.
 pub(crate) fn wait_until_ready(
     profile: &Profile,
-    api_base_url: Option<&str>,
-    clock: &dyn Fn() -> jiff::Timestamp,
+    endpoints: &Endpoints<'_>,
     abort: &AtomicBool,
     note: &mut dyn FnMut(&str),
 ) -> Result<bool> {
     if !profile.grants(Grant::Http) {
         return Ok(true);
     }
-    let endpoints = Endpoints {
-        base: api_base_url,
-        clock,
-    };
     for check in &profile.user_checks {
         let CheckKind::Http {
             path,
@@ -214,17 +207,17 @@ fn shown(word: &str) -> String {
 }
 
 /// An endpoint, after the copy is ready.
-pub(super) fn http(ground: &Ground<'_>, check: &UserCheck) -> Found {
+pub(super) fn http(subject: &Subject<'_>, check: &UserCheck) -> Found {
     let CheckKind::Http {
         path, status, values, ..
     } = &check.kind
     else {
         return Found::not_run("it is no endpoint");
     };
-    if !ground.profile.grants(Grant::Http) {
+    if !subject.profile.grants(Grant::Http) {
         return Found::not_run(NO_GRANT_HTTP);
     }
-    let endpoints = Endpoints::of(ground);
+    let endpoints = &subject.endpoints;
     let after = endpoints.ask(path, *status, values, 1);
     let words = health_words(&after);
     let found = match (after.as_expected, &after.error) {
@@ -237,14 +230,14 @@ pub(super) fn http(ground: &Ground<'_>, check: &UserCheck) -> Found {
         base: endpoints.base().map(|base| base.shown()).unwrap_or_default(),
         expected_status: *status,
         values: values.clone(),
-        before: ground.before.get(&check.id).cloned(),
+        before: subject.before.get(&check.id).cloned(),
         after: Some(after),
     }))
 }
 
 /// A program, inside the quarantine unless the profile lets it out.
-pub(super) fn command(ground: &Ground<'_>, check: &CommandCheck) -> Found {
-    let outside = ground.profile.grants(Grant::Commands);
+pub(super) fn command(subject: &Subject<'_>, check: &CommandCheck) -> Found {
+    let outside = subject.profile.grants(Grant::Commands);
     let Some((program, arguments)) = check.command.split_first() else {
         return Found::not_run("no program is named");
     };
@@ -254,7 +247,7 @@ pub(super) fn command(ground: &Ground<'_>, check: &CommandCheck) -> Found {
             command.args(arguments);
             command
         }
-        false => match ground.server.quarantined(program, arguments) {
+        false => match subject.server.quarantined(program, arguments) {
             Ok(Some(command)) => command,
             Ok(None) => {
                 return Found::not_run(
@@ -264,7 +257,7 @@ pub(super) fn command(ground: &Ground<'_>, check: &CommandCheck) -> Found {
             Err(error) => return Found::could_not_look(error.code()),
         },
     };
-    let given = variables(ground, check);
+    let given = variables(subject, check);
     command
         .env_clear()
         .envs(given.iter().map(|(name, value)| (name, value)))
@@ -287,7 +280,7 @@ pub(super) fn command(ground: &Ground<'_>, check: &CommandCheck) -> Found {
             return Found::could_not_look(format!("it could not be started: {error}")).with(detail(None));
         }
     };
-    match wait(ground.abort, child, check.limit) {
+    match wait(subject.abort, child, check.limit) {
         Err(why) => Found::bad(code::COMMAND_FAILED, why).with(detail(None)),
         Ok(code_of_it) if code_of_it == check.exit_code => {
             Found::pass(code_of_it.to_string()).with(detail(Some(code_of_it)))
@@ -298,14 +291,14 @@ pub(super) fn command(ground: &Ground<'_>, check: &CommandCheck) -> Found {
     }
 }
 
-fn variables(ground: &Ground<'_>, check: &CommandCheck) -> Vec<(String, String)> {
+fn variables(subject: &Subject<'_>, check: &CommandCheck) -> Vec<(String, String)> {
     let mut given: Vec<(String, String)> = vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into())];
-    given.extend(ground.server.environment());
-    given.push(("PGDATABASE".into(), ground.database.to_string()));
-    given.push(("PGPROOF_DRILL_ID".into(), ground.id.to_string()));
+    given.extend(subject.server.environment());
+    given.push(("PGDATABASE".into(), subject.database.to_string()));
+    given.push(("PGPROOF_DRILL_ID".into(), subject.id.to_string()));
     let bases = [
-        ("API_BASE_URL", ground.api_base_url),
-        ("WEB_BASE_URL", ground.web_base_url),
+        ("API_BASE_URL", subject.endpoints.base),
+        ("WEB_BASE_URL", subject.web_base_url),
     ];
     for (name, base) in bases {
         given.extend(base.map(|base| (name.to_string(), base.to_string())));
@@ -344,7 +337,7 @@ fn wait(abort: &AtomicBool, mut child: Child, limit: Duration) -> Result<i32, St
 }
 
 /// Files of test results. Those that are older than the drill say nothing about it.
-pub(super) fn junit(ground: &Ground<'_>, files: &[String]) -> Found {
+pub(super) fn junit(subject: &Subject<'_>, files: &[String]) -> Found {
     let mut detail = JunitDetail::default();
     let mut wrong = Vec::new();
     for pattern in files {
@@ -353,7 +346,7 @@ pub(super) fn junit(ground: &Ground<'_>, files: &[String]) -> Found {
             wrong.push(format!("{pattern}: no such file"));
         }
         for path in found {
-            if let Err(why) = read(ground.began_at, &path, &mut detail) {
+            if let Err(why) = read(subject.began_at, &path, &mut detail) {
                 wrong.push(format!("{}: {why}", path.display()));
             }
         }
@@ -445,20 +438,23 @@ fn fits(name: &str, pattern: &str) -> bool {
 }
 
 /// How long answers take.
-pub(super) fn latency(ground: &Ground<'_>, asked: &Asked, limit: Duration, samples: u32) -> Found {
+pub(super) fn latency(subject: &Subject<'_>, asked: &Asked, limit: Duration, samples: u32) -> Found {
     let mut times = Vec::with_capacity(samples as usize);
     let what = match asked {
         Asked::Endpoint(path) => {
-            if !ground.profile.grants(Grant::Http) {
+            if !subject.profile.grants(Grant::Http) {
                 return Found::not_run(NO_GRANT_HTTP);
             }
-            let endpoints = Endpoints::of(ground);
             for _ in 0..samples {
-                if ground.abort.load(Ordering::Relaxed) {
+                if subject.abort.load(Ordering::Relaxed) {
                     return Found::could_not_look(ENDED);
                 }
                 let started = Instant::now();
-                match endpoints.base().and_then(|base| base.get(path, ANSWER_LIMIT)) {
+                match subject
+                    .endpoints
+                    .base()
+                    .and_then(|base| base.get(path, ANSWER_LIMIT))
+                {
                     Ok(answer) if answer.status < 500 => times.push(started.elapsed().as_secs_f64() * 1000.0),
                     Ok(answer) => {
                         return Found::bad(code::ENDPOINT_UNHEALTHY, format!("status {}", answer.status));
@@ -469,13 +465,13 @@ pub(super) fn latency(ground: &Ground<'_>, asked: &Asked, limit: Duration, sampl
             path.clone()
         }
         Asked::Query(database, sql) => {
-            let name = database.as_deref().unwrap_or(ground.database);
-            let mut session = match database::timing_session(ground, name) {
+            let name = database.as_deref().unwrap_or(subject.database);
+            let mut session = match database::timing_session(subject, name) {
                 Ok(session) => session,
                 Err(why) => return Found::could_not_look(why),
             };
             for _ in 0..samples {
-                if ground.abort.load(Ordering::Relaxed) {
+                if subject.abort.load(Ordering::Relaxed) {
                     return Found::could_not_look(ENDED);
                 }
                 match database::time(&mut session, sql) {

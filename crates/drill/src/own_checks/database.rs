@@ -5,33 +5,32 @@ use std::time::Duration;
 use cluster::{ConnectOptions, Session};
 use diagnostic::{Error, Result};
 
-use super::{Found, Ground};
+use super::{Found, Subject};
+use crate::checks::listed;
 use crate::facts::{
     CheckDetail, CheckResult, ForeignKeyFacts, OrphansDetail, RowCount, RowCountsDetail, RowProof, Side,
 };
 use crate::rows;
 use crate::server_error::recordable;
+use crate::soundness;
 use crate::verdict::code;
 
-/// Names told in one check.
-const NAMED_MAX: usize = 8;
-
 /// A session as the user's own statements expect it.
-fn session(ground: &Ground<'_>, database: &str) -> Result<Session> {
+fn session(subject: &Subject<'_>, database: &str) -> Result<Session> {
     let options = ConnectOptions {
         database: Some(database.into()),
-        statement_timeout: ground.profile.statement_timeout,
+        statement_timeout: subject.profile.statement_timeout,
         lock_timeout: rows::LOCK_TIMEOUT_COPY,
         keep_search_path: true,
         read_only: true,
         ..ConnectOptions::default()
     };
-    Session::connect_with(&ground.server.conninfo(database), &options)
+    Session::connect_with(&subject.server.conninfo(database), &options)
 }
 
 /// The one value of a statement.
-pub(super) fn ask(ground: &Ground<'_>, database: &str, sql: &str) -> Result<Option<String>, String> {
-    let answer = session(ground, database).and_then(|mut session| session.rows(sql));
+pub(super) fn ask(subject: &Subject<'_>, database: &str, sql: &str) -> Result<Option<String>, String> {
+    let answer = session(subject, database).and_then(|mut session| session.rows(sql));
     match answer {
         Ok(rows) => Ok(rows
             .into_iter()
@@ -50,37 +49,22 @@ pub(super) fn time(session: &mut Session, sql: &str) -> Result<f64, String> {
 }
 
 /// A session for timing.
-pub(super) fn timing_session(ground: &Ground<'_>, database: &str) -> Result<Session, String> {
-    session(ground, database).map_err(|error| recordable(&error))
+pub(super) fn timing_session(subject: &Subject<'_>, database: &str) -> Result<Session, String> {
+    session(subject, database).map_err(|error| recordable(&error))
 }
 
 fn text(row: &[Option<String>], column: usize) -> &str {
     row.get(column).and_then(Option::as_deref).unwrap_or_default()
 }
 
-fn listed(mut names: Vec<String>) -> String {
-    let more = names.len().saturating_sub(NAMED_MAX);
-    names.truncate(NAMED_MAX);
-    let mut text = names.join(", ");
-    if more > 0 {
-        text.push_str(&format!(", and {more} more"));
-    }
-    text
-}
-
 /// A session that sees what is there under its own names, whatever database or role set for theirs.
-fn plain_session(ground: &Ground<'_>, database: &str) -> Result<Session> {
-    let timeout = ground.profile.statement_timeout;
-    rows::connect(&ground.server.conninfo(database), database, timeout)
+fn plain_session(subject: &Subject<'_>, database: &str) -> Result<Session> {
+    let timeout = subject.profile.statement_timeout;
+    rows::connect(&subject.server.conninfo(database), database, timeout)
 }
 
-fn databases(ground: &Ground<'_>) -> Result<Vec<String>> {
-    let mut session = plain_session(ground, ground.database)?;
-    let rows = session.rows("SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname")?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|row| row.into_iter().next().flatten())
-        .collect())
+fn databases(subject: &Subject<'_>) -> Result<Vec<String>> {
+    soundness::databases(&mut plain_session(subject, subject.database)?)
 }
 
 /// Every foreign key with the statement that counts its orphans, as the server's own initial check of a key asks
@@ -105,22 +89,22 @@ const FOREIGN_KEYS: &str = "SELECT format('%I.%I.%I', n.nspname, t.relname, c.co
       p.relname ORDER BY 1";
 
 /// Rows that refer to nothing.
-pub(super) fn orphans(ground: &Ground<'_>) -> Found {
+pub(super) fn orphans(subject: &Subject<'_>) -> Found {
     let mut detail = OrphansDetail::default();
-    let names = match databases(ground) {
+    let names = match databases(subject) {
         Ok(names) => names,
         Err(error) => return Found::could_not_look(recordable(&error)),
     };
     for name in names {
-        if let Err(error) = orphans_of(ground, &name, &mut detail) {
+        if let Err(error) = orphans_of(subject, &name, &mut detail) {
             detail.not_seen.push(format!("{name} ({})", recordable(&error)));
         }
     }
     judge_orphans(detail)
 }
 
-fn orphans_of(ground: &Ground<'_>, database: &str, detail: &mut OrphansDetail) -> Result<()> {
-    let mut session = plain_session(ground, database)?;
+fn orphans_of(subject: &Subject<'_>, database: &str, detail: &mut OrphansDetail) -> Result<()> {
+    let mut session = plain_session(subject, database)?;
     for row in session.rows(FOREIGN_KEYS)? {
         let name = format!("{database}.{}", text(&row, 0));
         let valid = text(&row, 1) == "t";
@@ -213,15 +197,15 @@ fn table_name(session: &mut Session, table: &str) -> Result<String, Found> {
 
 /// How old the newest row was at the target.
 pub(super) fn freshness(
-    ground: &Ground<'_>,
+    subject: &Subject<'_>,
     database: &str,
     (table, column): (&str, &str),
     within: Duration,
 ) -> Found {
-    let Some(target) = ground.target else {
+    let Some(target) = subject.target else {
         return Found::could_not_look("no commit tells the time of the target");
     };
-    let mut session = match session(ground, database) {
+    let mut session = match session(subject, database) {
         Ok(session) => session,
         Err(error) => return Found::could_not_look(recordable(&error)),
     };
@@ -262,18 +246,18 @@ const BAD_INDEXES: &str = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_
     WHERE NOT (i.indisvalid AND i.indisready AND i.indislive) AND c.relkind IN ('i', 'I') ORDER BY 1";
 
 /// Every index of every database, and those that are named.
-pub(super) fn indexes(ground: &Ground<'_>, database: &str, names: &[String]) -> Found {
+pub(super) fn indexes(subject: &Subject<'_>, database: &str, names: &[String]) -> Found {
     let look = || -> Result<(u64, Vec<String>)> {
         let (mut count, mut bad) = (0, Vec::new());
-        for name in databases(ground)? {
-            let mut session = plain_session(ground, &name)?;
+        for name in databases(subject)? {
+            let mut session = plain_session(subject, &name)?;
             let all = session.one("SELECT count(*) FROM pg_index")?;
             count += text(&all, 0).parse::<u64>().unwrap_or(0);
             for row in session.rows(BAD_INDEXES)? {
                 bad.push(format!("{name}.{} is not valid", text(&row, 0)));
             }
         }
-        let mut session = session(ground, database)?;
+        let mut session = session(subject, database)?;
         for name in names {
             let sql = format!(
                 "SELECT relkind IN ('i', 'I') FROM pg_catalog.pg_class WHERE oid = to_regclass({})",

@@ -18,6 +18,7 @@ use crate::output;
 
 /// Names of backups in a line before "and others".
 const NAMES_MAX: usize = 3;
+const NOT_ENDED: &str = "NOT ENDED: it was killed, or goes on";
 const NOT_LINKED: &str = "no link of the hash chain names it";
 
 /// Something that was done.
@@ -120,7 +121,7 @@ fn of_action(copy: &str, action: &RecordedAction, linked: bool) -> Entry {
         (Err(why), _) => format!("its record cannot be read: {why}"),
         (_, Some(Err(why))) => format!("the record of its end cannot be read: {why}"),
         (_, Some(Ok(ended))) => ended_words(ended),
-        (_, None) => "NOT ENDED: it was killed, or goes on".to_owned(),
+        (_, None) => NOT_ENDED.to_owned(),
     };
     if !linked {
         outcome = format!("{outcome}; {NOT_LINKED}");
@@ -335,7 +336,7 @@ fn of_expiries(copy: &str, expiries: &[Expiry]) -> Vec<Entry> {
                 expiry.objects,
                 output::bytes(expiry.bytes)
             ),
-            false => "NOT ENDED: it was killed, or goes on".to_owned(),
+            false => NOT_ENDED.to_owned(),
         };
         entries.push(Entry {
             at: expiry.at,
