@@ -6,11 +6,10 @@ mod support;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cluster::StopMode;
-use support::{World, give_to_account, overwrite};
+use support::{World, give_to_account, openssl, overwrite};
 use testing::{Authority, Issued, Validity};
 
 /// Production with TLS, that lets the role `certified` in by its certificate only.
@@ -131,16 +130,7 @@ impl Guarded {
 
     /// Runs openssl in the folder, and gives what it made to the account.
     fn openssl(&self, arguments: &[&str], made: &str) {
-        let output = Command::new("openssl")
-            .args(arguments)
-            .current_dir(&self.folder)
-            .output()
-            .expect("openssl is installed with PostgreSQL");
-        assert!(
-            output.status.success(),
-            "openssl {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        openssl(&self.folder, arguments);
         set_mode(&self.file(made), 0o600);
         give_to_account(&self.file(made));
     }

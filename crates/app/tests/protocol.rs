@@ -8,11 +8,10 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use support::{Ended, World, give_to_account, overwrite};
+use support::{Ended, World, give_to_account, openssl, overwrite};
 
 const TABLES: &str = "
     create table public.orders (id int primary key, v text);
@@ -59,19 +58,6 @@ fn free_port() -> u16 {
         .and_then(|listener| listener.local_addr())
         .expect("a port")
         .port()
-}
-
-fn openssl(folder: &Path, arguments: &[&str]) {
-    let output = Command::new("openssl")
-        .args(arguments)
-        .current_dir(folder)
-        .output()
-        .expect("openssl is installed with PostgreSQL");
-    assert!(
-        output.status.success(),
-        "openssl {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 /// An authority (`ca.crt`), the server's certificate for localhost, and another authority's (`other.crt`).

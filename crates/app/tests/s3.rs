@@ -10,21 +10,14 @@ use testing::{Asked, Fault, FaultyProxy, S3Server};
 const BUCKET: &str = "backups";
 
 struct Served {
-    _folder: tempfile::TempDir,
     server: S3Server,
     proxy: FaultyProxy,
 }
 
 fn serve() -> Served {
-    let folder = tempfile::tempdir().expect("folder");
-    let server = S3Server::start(folder.path());
-    server.bucket(BUCKET);
+    let server = S3Server::start(BUCKET);
     let proxy = FaultyProxy::start(server.address(), |_: &Asked| Fault::Pass);
-    Served {
-        _folder: folder,
-        server,
-        proxy,
-    }
+    Served { server, proxy }
 }
 
 fn credentials(scratch: &Path) -> String {

@@ -12,20 +12,16 @@ use testing::{Authority, S3Server, TlsProxy, Validity};
 const BUCKET: &str = "backups";
 
 struct Served {
-    _folder: tempfile::TempDir,
     _server: S3Server,
     proxy: TlsProxy,
     authority: Authority,
 }
 
 fn serve() -> Served {
-    let folder = tempfile::tempdir().expect("folder");
-    let server = S3Server::start(folder.path());
-    server.bucket(BUCKET);
+    let server = S3Server::start(BUCKET);
     let authority = Authority::new("a private authority");
     let proxy = TlsProxy::start(server.address(), &authority.server(&["localhost"], Validity::Now));
     Served {
-        _folder: folder,
         _server: server,
         proxy,
         authority,

@@ -43,22 +43,15 @@ fn impatient(endpoint: String) -> S3Store {
     S3Store::new(&format!("s3://{BUCKET}/some/prefix"), options).unwrap()
 }
 
-fn server() -> (tempfile::TempDir, S3Server) {
-    let folder = tempfile::tempdir().unwrap();
-    let server = S3Server::start(folder.path());
-    server.bucket(BUCKET);
-    (folder, server)
-}
-
 #[test]
 fn a_bucket_conforms() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     conformance_but_races(&store(server.endpoint()));
 }
 
 #[test]
 fn a_bucket_without_a_prefix_conforms_also_when_conditions_are_ignored() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let store = S3Store::new(&format!("s3://{BUCKET}"), options(server.endpoint())).unwrap();
     store.set_conditional_creation(false);
     conformance_but_races(&store);
@@ -98,7 +91,7 @@ fn unlucky(faults: Vec<Fault>) -> impl FnMut(&Asked) -> Fault + Send {
 
 #[test]
 fn a_store_behind_a_bad_network_conforms() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let faults = vec![
         Fault::Drop,
         Fault::LoseAnswer,
@@ -124,7 +117,7 @@ fn a_store_behind_a_bad_network_conforms() {
 
 #[test]
 fn a_creation_whose_answer_was_lost_is_ours_and_anothers_is_not() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let proxy = FaultyProxy::start(server.address(), |asked: &Asked| match asked.number {
         0 => Fault::LoseAnswer,
         _ => Fault::Pass,
@@ -147,7 +140,7 @@ fn a_creation_whose_answer_was_lost_is_ours_and_anothers_is_not() {
 
 #[test]
 fn what_could_not_be_looked_at_is_never_absent() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let proxy = FaultyProxy::start(server.address(), |_: &Asked| Fault::Pass);
     let store = impatient(proxy.endpoint());
     assert_eq!(store.put_new("there", b"1").unwrap(), Put::Created);
@@ -200,10 +193,10 @@ fn what_could_not_be_looked_at_is_never_absent() {
 
 #[test]
 fn a_bucket_that_is_gone_is_not_an_empty_one() {
-    let (folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let store = impatient(server.endpoint());
     store.put_new("there", b"1").unwrap();
-    std::fs::rename(folder.path().join(BUCKET), folder.path().join("elsewhere")).unwrap();
+    std::fs::rename(server.folder().join(BUCKET), server.folder().join("elsewhere")).unwrap();
     // This server says NoSuchKey to a GET; moto answers as S3 does.
     let mut errors = vec![store.size("there").unwrap_err(), store.list("").unwrap_err()];
     if let Some(moto) = MotoServer::start_or_skip("a_bucket_that_is_gone_is_not_an_empty_one", "another") {
@@ -226,7 +219,7 @@ fn a_wrong_address_is_told_soon_and_wrong_keys_are_told_at_once() {
     assert_eq!(error.code(), "store-unreachable", "{}", error.render());
     assert!(began.elapsed() < Duration::from_secs(15));
 
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let wrong = S3Options {
         credentials: S3Credentials::Source(Arc::new(|| {
             Ok(S3Keys {
@@ -261,7 +254,7 @@ fn impatient_options(endpoint: String) -> S3Options {
 /// Some stores refuse `bytes=-32`, among them Azure's.
 #[test]
 fn no_range_is_counted_from_an_objects_end() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let proxy = FaultyProxy::start(server.address(), |_: &Asked| Fault::Pass);
     let store = store(proxy.endpoint());
     let content: Vec<u8> = (0..100).collect();
@@ -279,7 +272,7 @@ fn no_range_is_counted_from_an_objects_end() {
 
 #[test]
 fn a_segment_is_one_request_and_a_pack_is_sent_in_parts_with_little_memory() {
-    let (folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let proxy = FaultyProxy::start(server.address(), |_: &Asked| Fault::Pass);
     let store = store(proxy.endpoint());
     let mut segment = store.writer("segment").unwrap();
@@ -323,12 +316,11 @@ fn a_segment_is_one_request_and_a_pack_is_sent_in_parts_with_little_memory() {
         "{last:?}"
     );
     assert_eq!(store.size("abandoned").unwrap(), None);
-    drop(folder);
 }
 
 #[test]
 fn an_upload_that_cannot_be_finished_fails_by_its_name_and_leaves_nothing_visible() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let proxy = FaultyProxy::start(server.address(), |asked: &Asked| {
         match asked.target.contains("partNumber=3") {
             true => Fault::Answer(403, "AccessDenied"),
@@ -357,7 +349,7 @@ fn an_upload_that_cannot_be_finished_fails_by_its_name_and_leaves_nothing_visibl
 
 #[test]
 fn expired_credentials_are_asked_for_again() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let proxy = FaultyProxy::start(server.address(), |asked: &Asked| match asked.number {
         1 => Fault::Answer(400, "ExpiredToken"),
         _ => Fault::Pass,

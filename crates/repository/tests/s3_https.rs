@@ -32,13 +32,6 @@ fn store(options: S3Options) -> S3Store {
     S3Store::new(&format!("s3://{BUCKET}/some/prefix"), options).unwrap()
 }
 
-fn server() -> (tempfile::TempDir, S3Server) {
-    let folder = tempfile::tempdir().unwrap();
-    let server = S3Server::start(folder.path());
-    server.bucket(BUCKET);
-    (folder, server)
-}
-
 #[test]
 fn a_bucket_behind_a_private_authoritys_certificate_conforms_and_lets_one_creator_win() {
     let test = "a_bucket_behind_a_private_authoritys_certificate_conforms_and_lets_one_creator_win";
@@ -61,7 +54,7 @@ fn a_bucket_behind_a_private_authoritys_certificate_conforms_and_lets_one_creato
 
 #[test]
 fn a_store_behind_tls_and_a_bad_network_conforms() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let faults = [
         Fault::Drop,
         Fault::LoseAnswer,
@@ -88,7 +81,7 @@ fn a_store_behind_tls_and_a_bad_network_conforms() {
 
 #[test]
 fn a_certificate_that_is_not_accepted_is_told_at_once_with_what_helps() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let ours = Authority::new("a private authority");
     let another = Authority::new("a private authority");
     let unknown = Authority::new("nobody whom we know");
@@ -167,7 +160,7 @@ fn a_store_that_speaks_no_tls_or_nothing_at_all_is_told_soon() {
         retry_for: Duration::from_secs(1),
         ..options(endpoint, &authority)
     };
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let plain = format!("https://localhost:{}", server.address().port());
     let error = store(impatient(plain)).list("").unwrap_err();
     assert_eq!(error.code(), "store-tls", "{}", error.render());
@@ -188,7 +181,7 @@ fn a_store_that_speaks_no_tls_or_nothing_at_all_is_told_soon() {
 
 #[test]
 fn certificates_that_are_none_are_refused_before_anything_is_sent() {
-    let (_folder, server) = server();
+    let server = S3Server::start(BUCKET);
     let authority = Authority::new("a private authority");
     let shown = authority.server(&["localhost"], Validity::Now);
     let proxy = TlsProxy::start(server.address(), &shown);

@@ -1,10 +1,10 @@
-//! A server of S3 over a folder (s3s-fs), inside the process of the test.
+//! A server of S3 over a temporary folder (s3s-fs), inside the process of the test.
 //!
-//! It listens on the loopback interface, checks signatures, and ends with the value. Its conditional creation
+//! It listens on the loopback interface, checks signatures, and ends with the value, and its folder with it. Its conditional creation
 //! looks and then writes, so of several that come at once more than one may win: never test races on it.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 /// A running server.
 pub struct S3Server {
-    folder: PathBuf,
+    folder: tempfile::TempDir,
     address: SocketAddr,
     /// Dropped, it ends all connections.
     runtime: Option<Runtime>,
@@ -25,8 +25,10 @@ impl S3Server {
     pub const ACCESS_KEY_ID: &str = "AKIDPGPROOFTEST";
     pub const SECRET_ACCESS_KEY: &str = "secret-of-a-throw-away-server";
 
-    /// Serves the folders in `folder` as buckets, on a port of its own. Panics, as a test does, if it cannot.
-    pub fn start(folder: &Path) -> S3Server {
+    /// Serves one empty bucket, on a port of its own. Panics, as a test does, if it cannot.
+    pub fn start(bucket: &str) -> S3Server {
+        let folder = tempfile::tempdir().expect("a folder to serve");
+        std::fs::create_dir(folder.path().join(bucket)).expect("a bucket's folder");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("s3-server")
@@ -34,7 +36,8 @@ impl S3Server {
             .build()
             .expect("a runtime");
         let service = {
-            let mut builder = S3ServiceBuilder::new(FileSystem::new(folder).expect("a folder to serve"));
+            let mut builder =
+                S3ServiceBuilder::new(FileSystem::new(folder.path()).expect("a folder to serve"));
             builder.set_auth(SimpleAuth::from_single(
                 Self::ACCESS_KEY_ID,
                 Self::SECRET_ACCESS_KEY,
@@ -55,15 +58,15 @@ impl S3Server {
             }
         });
         S3Server {
-            folder: folder.to_owned(),
+            folder,
             address,
             runtime: Some(runtime),
         }
     }
 
-    /// Makes a bucket.
-    pub fn bucket(&self, name: &str) {
-        std::fs::create_dir(self.folder.join(name)).expect("a bucket's folder");
+    /// Where its buckets are folders.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn address(&self) -> SocketAddr {

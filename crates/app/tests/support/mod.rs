@@ -482,6 +482,20 @@ pub fn overwrite(path: &Path, content: &[u8]) {
     std::fs::write(path, content).expect("write");
 }
 
+/// Runs openssl in a folder.
+pub fn openssl(folder: &Path, arguments: &[&str]) {
+    let output = Command::new("openssl")
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .expect("openssl is installed with PostgreSQL");
+    assert!(
+        output.status.success(),
+        "openssl {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 /// What root made in a test's place belongs to the account that PostgreSQL runs as.
 pub fn give_to_account(path: &Path) {
     if rustix::process::geteuid().is_root() {
